@@ -1,0 +1,54 @@
+"""Cross-section checks: pure functions from a resolved spec to problems (key, what is wrong, next move). They never edit."""
+
+from __future__ import annotations
+
+from luthier.config.evaluate import EvaluateSpec
+from luthier.config.project import ProjectSpec
+
+Problem = tuple[str, str, str]
+
+
+def _budget_holds_a_row(spec: ProjectSpec) -> list[Problem]:
+    if spec.train.micro_batch_tokens >= spec.train.sequence_len:
+        return []
+    return [
+        (
+            "train.micro_batch_tokens",
+            f"{spec.train.micro_batch_tokens} is less than train.sequence_len {spec.train.sequence_len}, so a long row fits no batch",
+            f"set it to at least {spec.train.sequence_len}",
+        )
+    ]
+
+
+def _json_metric_has_json(spec: ProjectSpec) -> list[Problem]:
+    metrics = {spec.evaluate.metric, *spec.evaluate.metrics}
+    if not any(metric.startswith("json_") for metric in metrics) or spec.data.json_fields or spec.data.json_schema:
+        return []
+    return [
+        (
+            "evaluate.metric",
+            "a json_ metric needs answers that are JSON objects",
+            "give data.json_fields or data.json_schema, or choose exact_match",
+        )
+    ]
+
+
+def _best_metric_is_known(spec: ProjectSpec) -> list[Problem]:
+    best = spec.train.metric_for_best
+    if best == "loss" or best in {spec.evaluate.metric, *spec.evaluate.metrics}:
+        return []
+    choices = ", ".join(["loss", spec.evaluate.metric, *spec.evaluate.metrics])
+    return [("train.metric_for_best", f"{best!r} is not computed in this project", f"choose one of: {choices}")]
+
+
+def _prompts_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
+    search: EvaluateSpec = spec.evaluate
+    if search.prompt.finalists <= len(search.prompt.shots) * len(search.prompt.instructions):
+        return []
+    return [("evaluate.prompt.finalists", "more finalists than candidates", "lower it, or add shots or instructions")]
+
+
+def find_problems(spec: ProjectSpec) -> list[Problem]:
+    """All problems of a resolved project file that no single section can see."""
+    checks = (_budget_holds_a_row, _json_metric_has_json, _best_metric_is_known, _prompts_have_dev_rows)
+    return [problem for check in checks for problem in check(spec)]

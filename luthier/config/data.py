@@ -1,0 +1,80 @@
+"""Section `data`: which files, how their rows are read, cleaned, grouped and split."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.config.base import Spec
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SplitSpec(Spec):
+    """Shares of the groups that go to each split."""
+
+    train: Share = 0.8
+    dev: Share = 0.1
+    test: Share = 0.1
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "SplitSpec":
+        if abs(self.train + self.dev + self.test - 1.0) > 1e-6:
+            raise ValueError(f"train + dev + test must be 1.0, got {self.train + self.dev + self.test:g}")
+        return self
+
+
+class DataSpec(Spec):
+    """Raw files in, prepared rows out."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files or globs (relative to the project file). Rows of these files are split unless `test` is given."""
+    test: tuple[str, ...] = ()
+    """Files kept as the test split; training rows that leak into them are removed."""
+    unlabelled: tuple[str, ...] = ()
+    """Files of prompts without answers: more distinct inputs for the format gate."""
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text", "columns"] = "auto"
+    """Shape of a row; auto looks at the keys of the first 200 rows and says what it found."""
+    prompt: str | None = None
+    """Template of the user turn from columns, e.g. "{subject}: {body}" (format columns)."""
+    completion: str | None = None
+    """Template of the answer from columns, e.g. "{label}" (format columns)."""
+    json_fields: tuple[str, ...] = ()
+    """Columns that become one JSON object as the answer, in this order (instead of `completion`)."""
+    system: str = ""
+    """System message put in front of every row that has none."""
+    json_schema: str | None = None
+    """Path of a JSON Schema that answers must satisfy; turns the format gate on."""
+    min_chars: Annotated[int, Field(ge=0)] = 1
+    """Rows with shorter prompts are quarantined."""
+    max_chars: Annotated[int, Field(ge=1)] = 100_000
+    """Rows with longer prompts or answers are quarantined."""
+    min_answer_chars: Annotated[int, Field(ge=0)] = 1
+    """Rows with shorter answers are quarantined."""
+    near_duplicate_threshold: Share = 0.8
+    """Rows whose prompts have at least this Jaccard similarity (word 3-grams) to a kept row are removed; 1 = exact only."""
+    leak_threshold: Share = 0.7
+    """Rows at least this similar are one group and never straddle a split."""
+    group_by: str | None = None
+    """Column whose equal values are one group (customer, conversation, document)."""
+    stratify_by: str | None = None
+    """Column whose values keep their shares in every split."""
+    split: SplitSpec = SplitSpec()
+    split_seed: int = 0
+    over_length: Literal["error", "quarantine"] = "error"
+    """What to do with rows longer than train.sequence_len: never cut silently."""
+    allow_no_dev: bool = False
+    """Accept a run without a dev split; the verdict is then forfeited (inconclusive)."""
+    limit_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only this many kept training rows (chosen by hash), for a quick try."""
+    max_quarantine_share: Share = 0.2
+    """Refuse to go on when more than this share of the rows is bad (duplicates not counted)."""
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> "DataSpec":
+        if self.completion is not None and self.json_fields:
+            raise ValueError("give either completion or json_fields, not both")
+        if self.format == "columns" and not self.prompt:
+            raise ValueError("format columns needs a prompt template such as \"{text}\"")
+        if self.prompt and self.completion is None and not self.json_fields:
+            raise ValueError("a prompt template needs completion or json_fields beside it")
+        return self

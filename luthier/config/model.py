@@ -1,0 +1,16 @@
+"""Section `model`: which foundation model is the base."""
+
+from typing import Literal
+
+from luthier.config.base import Spec
+
+
+class ModelSpec(Spec):
+    """The base model."""
+
+    base: str = "smollm2-135m"
+    """An alias (smollm2-135m), a local Hugging Face folder, or a hub id (only with allow_hub)."""
+    allow_hub: bool = False
+    """Whether a hub id may be downloaded. Never done unasked."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights while training. Adapters are always float32."""

@@ -1,0 +1,55 @@
+"""Section `train`: how the weights move."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.config.base import Spec
+
+
+class TrainSpec(Spec):
+    """Optimisation, evaluation while training, checkpoints."""
+
+    sequence_len: Annotated[int, Field(ge=8)] = 1024
+    """Longest row in tokens. Longer rows are refused or quarantined (data.over_length), never cut."""
+    micro_batch_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Token budget of one packed, padding-free micro-batch."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches per optimizer step; the loss is divided once by the step's trained tokens."""
+    num_epochs: Annotated[int, Field(ge=1)] = 1
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, even inside an epoch."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this norm; null = no clipping."""
+    seed: int = 0
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Evaluate on the dev split every n steps; null = at the end of each epoch."""
+    eval_task_rows: Annotated[int, Field(ge=0)] = 0
+    """Dev rows answered and graded at each evaluation (0 = loss only)."""
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    """Checkpoint every n steps; null = at the end of each epoch."""
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept; the best and the newest are never deleted."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many evaluations without improvement; null = never."""
+    metric_for_best: str = "loss"
+    """Dev figure that chooses the best checkpoint: loss (lower is better) or a task metric (higher is better)."""
+    logging_steps: Annotated[int, Field(ge=1)] = 1
+    trackers: tuple[str, ...] = ()
+    """accelerate trackers by name: tensorboard, wandb, mlflow, ... metrics.jsonl is always written."""
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; null = all physical cores given to the process."""
+
+    @model_validator(mode="after")
+    def _row_fits_budget(self) -> "TrainSpec":
+        if self.metric_for_best != "loss" and not self.eval_task_rows:
+            raise ValueError(f"metric_for_best {self.metric_for_best!r} needs eval_task_rows > 0")
+        return self

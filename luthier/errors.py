@@ -1,0 +1,58 @@
+"""The one error family. Every error a user can meet says what was found, what was expected and, in `hint`, the next move.
+
+The CLI prints `error: <message>` and `hint: <hint>` and exits with `exit_code`; no traceback reaches a user.
+"""
+
+
+class LuthierError(Exception):
+    """Base of all errors that luthier raises on purpose. `exit_code` is what the CLI ends with."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(LuthierError, ValueError):
+    """The project file or a flag is wrong: unknown key, wrong type, impossible combination."""
+
+    exit_code = 2
+
+
+class DataError(LuthierError, ValueError):
+    """A data file cannot be read or used as a whole (single bad rows are quarantined instead)."""
+
+    exit_code = 2
+
+
+class BaseModelError(LuthierError, ValueError):
+    """A base model cannot be found, converted or understood."""
+
+    exit_code = 2
+
+
+class TemplateError(LuthierError, ValueError):
+    """A chat template cannot be rendered, or a mask obligation fails."""
+
+    exit_code = 2
+
+
+class TrainError(LuthierError, RuntimeError):
+    """Training cannot go on: non-finite numbers, nothing to train, no memory."""
+
+
+class ArtifactError(LuthierError, RuntimeError):
+    """A file that luthier wrote is missing, torn, changed, or not equal to what it should be."""
+
+
+class EvaluateError(LuthierError, RuntimeError):
+    """An evaluation cannot be carried out or must be refused (leaked rows, no cases)."""
+
+    exit_code = 2
+
+
+class Interrupted(LuthierError):
+    """The user or the system asked to stop; what was done is saved and can be resumed."""
+
+    exit_code = 75

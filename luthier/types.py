@@ -1,0 +1,125 @@
+"""The few nouns that cross rooms. No torch, no third-party imports: arrays are typed by protocol.
+
+Shape legend: T tokens of a packed micro-batch, D documents in it (cu_seqlens has D + 1 entries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation. `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One canonical example. Either `messages` (chat) or `text` (plain document) is set, never both.
+
+    id: content hash, stable across runs. source/line: where it came from (line is 1-based; 0 = not a line format).
+    group: rows of one group never straddle a split; filled in by the splitter. columns: the raw row's other columns,
+    JSON-able, for graders that need more than the last assistant turn.
+    """
+
+    id: str
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    source: str = ""
+    line: int = 0
+    group: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages before the last assistant turn: what a server would be asked."""
+        last = len(self.messages) - 1 if self.messages and self.messages[-1]["role"] == "assistant" else len(self.messages)
+        return self.messages[:last]
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn, or '' when the row has none."""
+        return self.messages[-1]["content"] if self.messages and self.messages[-1]["role"] == "assistant" else ""
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """Token ids of one training row and which of them carry loss. len(ids) == len(trained); trained[0] is False."""
+
+    row_id: str
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed, padding-free micro-batch (numpy int arrays, or torch tensors after `engine` moved them).
+
+    ids_T; positions_T restart at 0 in every document; cu_seqlens (D + 1) document bounds; keep_K: indices t whose
+    hidden state predicts a trained token; targets_K: those tokens (ids[t + 1], never across documents); row_ids (D).
+    """
+
+    ids_T: Any
+    positions_T: Any
+    cu_seqlens: Any
+    keep_K: Any
+    targets_K: Any
+    row_ids: tuple[str, ...] = ()
+
+    @property
+    def num_trained(self) -> int:
+        """Number of tokens that carry loss."""
+        return len(self.targets_K)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `finish` is "stop" (a stop token came) or "length" (the cap came first)."""
+
+    text: str
+    ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+class Progress(Protocol):
+    """Callback for progress bars: `done` of `total` units, with figures worth showing (loss=..., tokens_per_s=...)."""
+
+    def __call__(self, done: int, total: int, /, **figures: float) -> None: ...
+
+
+class Sampler(Protocol):
+    """Anything that answers prompts: local model, merged folder, live server."""
+
+    name: str
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, in order. temperature 0 is greedy; `seed` makes sampling reproducible per prompt."""
+        ...
+
+
+class Scorer(Protocol):
+    """Anything that tells log-probabilities (natural logarithm)."""
+
+    def score(self, pairs: Sequence[tuple[Sequence[Message], str]]) -> list[list[float]]:
+        """log p of every answer token (its stop token included), per (prompt, answer) pair."""
+        ...
+
+    def score_texts(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """(sum of log p, number of UTF-8 bytes) per plain text."""
+        ...
+
+
+OnEval = Callable[[int, Sampler], dict[str, float]]
+"""Handed to the engine: (step, sampler of the model in training) -> metrics by name."""
