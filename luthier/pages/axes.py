@@ -1,6 +1,7 @@
 """Scales and ticks for the charts: from data to round numbers on an axis.
 
-Source of the tick rule: P. Heckbert, "Nice numbers for graph labels", Graphics Gems (1990): steps of 1, 2 or 5 times a power of ten.
+Source of the tick rule: P. Heckbert, "Nice numbers for graph labels", Graphics Gems (1990): steps of 1, 2 or 5 times
+a power of ten.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def finite(values: Iterable[float]) -> list[float]:
+def finite(values: Iterable[float | None]) -> list[float]:
     """The values that can be drawn."""
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 

@@ -1,9 +1,9 @@
 """One-file HTML pages: nothing loaded from anywhere, no script, everything escaped.
 
-What: `page` and the blocks that go into its sections. Why: a report is evidence; it must open from an attachment, print,
-read well on a phone and in the dark, and never run what stood in somebody's training data. Every builder takes plain
-`str` (and escapes it) or `Html` (already markup, made by a builder of this room). The page's own policy header forbids
-scripts and network access, so even a slip in escaping stays harmless.
+What: `page` and the blocks that go into its sections. Why: a report is evidence; it must open from an attachment,
+print, read well on a phone and in the dark, and never run what stood in somebody's training data. Every builder takes
+plain `str` (and escapes it) or `Html` (already markup, made by a builder of this room). The page's own policy header
+forbids scripts and network access, so even a slip in escaping stays harmless.
 Source for the header: https://www.w3.org/TR/CSP3/ ; bytes are the same for the same input.
 """
 
@@ -115,7 +115,7 @@ def details(summary: str, *parts: str, is_open: bool = False) -> Html:
 
 
 def columns(*parts: str) -> Html:
-    """Blocks side by side where the screen is wide enough."""
+    """Blocks side by side where the screen is wide enough: text and small tables (charts want the full width)."""
     return Html('<div class="columns">' + "".join(f"<div>{join(part)}</div>" for part in parts) + "</div>")
 
 
@@ -143,8 +143,8 @@ def table(
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     label = escape(caption or f"table of {headers[0] or 'figures'}", quote=True)
     return Html(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>{title}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>{title}'
+        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 
@@ -157,7 +157,8 @@ def page(title: str, sections: Sequence[Section], *, subtitle: str = "", lead: s
     )
     nav = f'<nav aria-label="Contents"><ol>{links}</ol></nav>' if len(sections) > 2 else ""
     body = "\n".join(
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(section.heading)}</h2>\n{join(section.html)}</section>'
+        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(section.heading)}</h2>\n'
+        f"{join(section.html)}</section>"
         for anchor, section in zip(anchors, sections, strict=True)
     )
     under = f'<p class="subtitle">{escape(subtitle)}</p>' if subtitle else ""

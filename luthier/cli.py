@@ -1,0 +1,186 @@
+"""The command line: one verb, one job. A verb's job module is imported when the verb runs, so `--help` never loads torch.
+
+Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING, 12 INCONCLUSIVE,
+75 interrupted and resumable, 1 crash, 2 usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+# Two spinning OpenMP threads on busy cores are 18x slower; must be set before torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from luthier import __version__
+from luthier.errors import Interrupted, LuthierError
+
+app = typer.Typer(
+    name="luthier",
+    help="From raw examples and a foundation model to a tune you can defend shipping, or the measured reason not to.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at the resolved project file.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")]
+NO_OVERRIDES: list[str] = []
+
+
+def _job(name: str) -> Any:
+    return importlib.import_module(f"luthier.jobs.{name}")
+
+
+def _project(config: Path, overrides: list[str]) -> Any:
+    return importlib.import_module("luthier.config.load").load_project(config, overrides)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    files: Annotated[list[Path], typer.Argument(help="Your data: CSV, JSON, JSONL, Parquet or Arrow files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path("luthier.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented project file from a look at your data."""
+    _job("init").init(files, output, force=force)
+
+
+@app.command()
+def run(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """The main job: prepare, train, build, evaluate, publish. Skips stages whose inputs have not changed."""
+    raise typer.Exit(_job("run").run(_project(config, overrides)))
+
+
+@app.command()
+def prepare(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """Read, clean, deduplicate, split and tokenise the data; write the data report."""
+    _job("prepare").prepare(_project(config, overrides))
+
+
+@app.command()
+def train(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """Train the adapter (prepares the data first when needed; resumes what was interrupted)."""
+    _job("train").train(_project(config, overrides))
+
+
+@app.command()
+def build(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """Merge, quantise and prove every artefact equal to what was trained."""
+    _job("build").build(_project(config, overrides))
+
+
+@app.command()
+def evaluate(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    adapter: Annotated[Path | None, typer.Option(help="Judge this PEFT adapter folder instead of this project's.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Judge this model folder instead of this project's.")] = None,
+) -> None:
+    """Judge base, best prompt and tune on the sealed test rows; end with a verdict."""
+    raise typer.Exit(_job("evaluate").evaluate(_project(config, overrides), adapter=adapter, model=model))
+
+
+@app.command()
+def decide(
+    samples: Annotated[Path, typer.Option("--from", help="samples.jsonl of an evaluation.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write verdict.json here.")] = None,
+) -> None:
+    """Reproduce the verdict from recorded samples: no model, no GPU, byte for byte."""
+    raise typer.Exit(_job("decide").decide(samples, output))
+
+
+@app.command()
+def chat(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    model: Annotated[Path | None, typer.Option(help="Talk to this model folder instead of the project's build.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the untuned base.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Say this one thing and exit.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Talk to the model; answers stream."""
+    _job("chat").chat(config, overrides, model=model, base=base, message=message, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def mask(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    rows: Annotated[int, typer.Option(min=0, help="How many training rows to show.")] = 2,
+) -> None:
+    """Show which tokens are trained, and the table of proof obligations."""
+    _job("mask").mask(_project(config, overrides), num_rows=rows)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, machine, disk and cache, and say how to mend what is wrong."""
+    raise typer.Exit(_job("doctor").doctor())
+
+
+@config_app.command("show")
+def config_show(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """Print the resolved project file with the origin of each value."""
+    _job("config").show(_project(config, overrides))
+
+
+@config_app.command("keys")
+def config_keys() -> None:
+    """List every key with its type, default and meaning."""
+    _job("config").keys()
+
+
+def _say(kind: str, text: str) -> None:
+    typer.secho(f"{kind}: ", fg={"error": "red", "hint": "cyan"}[kind], bold=True, nl=False, err=True)
+    typer.echo(text, err=True)
+
+
+def _crash_report(error: BaseException) -> Path:
+    handle, name = tempfile.mkstemp(prefix="luthier-crash-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f"luthier {__version__}, Python {sys.version}\n\n")
+        file.write("".join(traceback.format_exception(error)))
+    return Path(name)
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Interrupted("stopped", hint="finished stages stand; the same command goes on from there")
+
+
+def main() -> None:
+    """Entry point: turns every error into a message, a hint and an exit code."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(standalone_mode=True)
+    except LuthierError as error:
+        _say("error", str(error))
+        if error.hint:
+            _say("hint", error.hint)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _say("error", f"internal: {type(error).__name__}: {error}")
+        _say("hint", f"this is a bug in luthier; please report it with {_crash_report(error)}")
+        sys.exit(1)

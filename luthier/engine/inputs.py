@@ -1,0 +1,91 @@
+"""Which rows make up which optimizer step, and the batches as tensors on the model's device.
+
+The order of rows is a pure function of (rows, token budget, seed, epoch), handed in as `plan_epoch`; a position in the run is
+therefore just (epoch, step in the epoch), and a resumed run sees each row exactly as often as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from luthier.config.train import TrainSpec
+from luthier.errors import TrainError
+from luthier.types import Batch, EncodedRow
+
+
+class RowSet(Protocol):
+    """Encoded rows by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> EncodedRow: ...
+
+
+PlanEpoch = Callable[[Any, int, int, int], Sequence[Sequence[int]]]
+"""(rows, budget in tokens, seed, epoch) -> row indices of each micro-batch, in order. Deterministic."""
+MakeBatch = Callable[[Sequence[EncodedRow]], Batch]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One optimizer step: its place and the row indices of its micro-batches."""
+
+    epoch: int
+    index: int
+    ends_epoch: bool
+    micro_batches: tuple[tuple[int, ...], ...]
+
+
+class StepPlan:
+    """All optimizer steps of a run. The last step of an epoch may hold fewer micro-batches than the others."""
+
+    def __init__(self, rows: RowSet, plan_epoch: PlanEpoch, spec: TrainSpec) -> None:
+        self._rows, self._plan_epoch, self._spec = rows, plan_epoch, spec
+        steps_per_epoch = [self._num_steps(len(self._micro_batches(epoch))) for epoch in range(spec.num_epochs)]
+        if not sum(steps_per_epoch):
+            raise TrainError("the training split is empty", hint="look at the data report for what was removed and why")
+        self.num_epochs = spec.num_epochs
+        self.total_steps = min(sum(steps_per_epoch), spec.max_steps or sum(steps_per_epoch))
+
+    def _num_steps(self, num_micro_batches: int) -> int:
+        return -(-num_micro_batches // self._spec.gradient_accumulation_steps)
+
+    def _micro_batches(self, epoch: int) -> Sequence[Sequence[int]]:
+        return self._plan_epoch(self._rows, self._spec.micro_batch_tokens, self._spec.seed, epoch)
+
+    def first_epoch(self) -> list[list[int]]:
+        """Row indices of the first epoch's micro-batches, for the guard of a resumed run."""
+        return [[int(index) for index in micro] for micro in self._micro_batches(0)]
+
+    def steps_from(self, epoch: int, index: int) -> Iterator[PlannedStep]:
+        """Steps from the `index`-th of `epoch` on, to the end of the last epoch."""
+        width = self._spec.gradient_accumulation_steps
+        for now in range(epoch, self.num_epochs):
+            micro_batches = [tuple(int(i) for i in micro) for micro in self._micro_batches(now)]
+            num_steps = self._num_steps(len(micro_batches))
+            for place in range(index if now == epoch else 0, num_steps):
+                chosen = tuple(micro_batches[place * width : (place + 1) * width])
+                yield PlannedStep(now, place, place == num_steps - 1, chosen)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch as torch tensors: int64, and cu_seqlens int32 as variable-length attention kernels want it."""
+    return Batch(
+        ids_T=torch.as_tensor(batch.ids_T, dtype=torch.long, device=device),
+        positions_T=torch.as_tensor(batch.positions_T, dtype=torch.long, device=device),
+        cu_seqlens=torch.as_tensor(batch.cu_seqlens, dtype=torch.int32, device=device),
+        keep_K=torch.as_tensor(batch.keep_K, dtype=torch.long, device=device),
+        targets_K=torch.as_tensor(batch.targets_K, dtype=torch.long, device=device),
+        row_ids=batch.row_ids,
+    )
+
+
+def batches_of(
+    rows: RowSet, micro_batches: Sequence[Sequence[int]], make_batch: MakeBatch, device: torch.device
+) -> list[Batch]:
+    """The micro-batches as tensors on `device`."""
+    return [to_device(make_batch([rows[index] for index in micro]), device) for micro in micro_batches]

@@ -1,0 +1,312 @@
+"""The training loop: batches in, steps out. Blind to where rows come from and which loss it is; what it is handed it calls.
+
+One step is in `step.py`; here is what surrounds it: where the run stands, when to evaluate, log and save, when to stop, and
+how to go on. The readable twin `examples/plain_sft.py` does the same sums in 120 lines; a test holds both bitwise equal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from luthier.config.train import TrainSpec
+from luthier.engine import checkpoint
+from luthier.engine.evaluation import dev_loss
+from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, RowSet, StepPlan, batches_of
+from luthier.engine.optimizers import load_moments, make_adamw, moments
+from luthier.engine.schedule import learning_rate_at
+from luthier.engine.state import RunState, TrainResult
+from luthier.engine.step import NonFinite, StepFigures, train_step
+from luthier.engine.trackers import Trackers
+from luthier.errors import Interrupted, TrainError
+from luthier.losses.registry import LossSum
+from luthier.store.metrics import MetricsLog
+from luthier.store.publish import digest_json, write_atomic
+from luthier.types import OnEval, Progress, Sampler
+
+log = logging.getLogger(__name__)
+# Settings that change what is written down, not the weights: a resumed run may change them.
+_FREE_SETTINGS = {"logging_steps", "save_steps", "save_total_limit", "trackers"}
+
+
+def train(
+    model: nn.Module,
+    loss: LossSum,
+    spec: TrainSpec,
+    *,
+    train_set: RowSet,
+    dev_set: RowSet | None,
+    make_batch: MakeBatch,
+    plan_epoch: PlanEpoch,
+    run_dir: Path,
+    on_eval: OnEval | None = None,
+    make_sampler: Callable[[], Sampler] | None = None,
+    guard: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Trains every parameter of `model` that requires a gradient and leaves the best checkpoint's weights in it.
+
+    model: a PackedModel (`hidden(batch)`, `head(hidden)`). plan_epoch/make_batch: see `inputs.py`. `run_dir` gets
+    `metrics.jsonl`, `checkpoints/` and `trackers/`; a run found there is gone on with, exactly. guard: digests of what must not
+    change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between steps: true = finish the
+    step, save, raise Interrupted. Raises TrainError for nothing to train, for a changed guard and for non-finite numbers.
+    """
+    run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
+    run.on_eval, run.make_sampler, run.progress = on_eval, make_sampler, progress
+    return run.go()
+
+
+class _Run:
+    """One session of a run: its fixed parts, and the state that moves."""
+
+    on_eval: OnEval | None = None
+    make_sampler: Callable[[], Sampler] | None = None
+    progress: Progress | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossSum,
+        spec: TrainSpec,
+        train_set: RowSet,
+        dev_set: RowSet | None,
+        make_batch: MakeBatch,
+        plan_epoch: PlanEpoch,
+        run_dir: Path,
+        guard: Mapping[str, Any],
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise TrainError("no parameter of the model is trainable", hint="apply an adapter before training")
+        self.model, self.loss, self.spec, self.make_batch = model, loss, spec, make_batch
+        self.device = next(iter(self.parameters.values())).device
+        self.train_set, self.dev_set = train_set, dev_set if dev_set is not None and len(dev_set) else None
+        if self.dev_set is None and (spec.early_stopping_patience or spec.metric_for_best != "loss"):
+            raise TrainError(
+                "early stopping and metric_for_best need a dev split, and there is none",
+                hint="keep a dev split, or drop train.early_stopping_patience and train.metric_for_best",
+            )
+        self.plan = StepPlan(train_set, plan_epoch, spec)
+        self.dev_batches = [] if self.dev_set is None else plan_epoch(self.dev_set, spec.micro_batch_tokens, 0, 0)
+        self.root, self.run_dir = run_dir / "checkpoints", run_dir
+        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.stop = stop or (lambda: False)
+        self.guard = self._whole_guard(guard)
+        self.optimizer = make_adamw(self.parameters, spec)
+        self.state = RunState()
+        self.saved_step = -1
+
+    def _whole_guard(self, guard: Mapping[str, Any]) -> dict[str, Any]:
+        settings = self.spec.model_dump(mode="json", exclude=_FREE_SETTINGS)
+        whole = {
+            **{f"train.{name}": value for name, value in settings.items()},
+            "trainable parameters": digest_json([(name, list(p.shape)) for name, p in self.parameters.items()]),
+            "order of rows": digest_json(self.plan.first_epoch()),
+            "torch": torch.__version__,
+            **guard,
+        }
+        return json.loads(json.dumps(whole))  # as a checkpoint gives it back: tuples are lists
+
+    def go(self) -> TrainResult:
+        """Runs to the end, to an early stop, or to an interruption."""
+        if self.spec.num_threads is not None:
+            torch.set_num_threads(self.spec.num_threads)
+        self._start()
+        trackers = Trackers(self.spec.trackers, self.run_dir, self.spec.model_dump(mode="json"))
+        self.model.train()
+        try:
+            self._walk(trackers)
+        finally:
+            trackers.finish()
+            self.model.eval()
+        return self._finish()
+
+    def _start(self) -> None:
+        found = checkpoint.load_newest(self.root, self.guard)
+        random.seed(self.spec.seed)
+        np.random.seed(self.spec.seed % 2**32)
+        torch.manual_seed(self.spec.seed)
+        self.session_tokens, self.session_s = 0, 0.0
+        if found is None:
+            self.metrics.truncate_after(-1)
+            return
+        self._put_weights(found.weights)
+        load_moments(self.optimizer, self.parameters, found.moments)
+        checkpoint.restore_generators(found)
+        self.state, self.saved_step = found.state, found.state.step
+        self.metrics.truncate_after(self.state.step)
+        log.info("going on from step %d of %d (%s)", self.state.step, self.plan.total_steps, found.folder)
+
+    def _put_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+
+    def _walk(self, trackers: Trackers) -> None:
+        state = self.state
+        if state.eval_due:
+            self._evaluate(trackers)
+            self.saved_step = -1  # write this step's checkpoint again: now with its evaluation
+            self._save()
+        for planned in self.plan.steps_from(state.epoch, state.index):
+            if state.step >= self.plan.total_steps or self._patience_is_over():
+                return
+            began = time.perf_counter()
+            figures = self._take(planned)
+            self._account(planned, figures, time.perf_counter() - began)
+            self._log_step(figures, trackers)
+            last = planned.ends_epoch or state.step == self.plan.total_steps
+            if self.dev_set is not None and (last or _due(self.spec.eval_steps, state.step)):
+                self._evaluate(trackers)
+            if last or _due(self.spec.save_steps, state.step) or self.state.best_step == state.step:
+                self._save()
+            if self.stop() and state.step < self.plan.total_steps:
+                self._interrupt()
+
+    def _take(self, planned: PlannedStep) -> StepFigures:
+        batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device)
+        rate = learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
+        parameters = list(self.parameters.values())
+        try:
+            return train_step(
+                self.model, self.loss, parameters, self.optimizer, batches,
+                step=self.state.step + 1, learning_rate=rate, spec=self.spec,
+            )  # fmt: skip
+        except NonFinite as error:
+            record = {"step": self.state.step + 1, "message": str(error), "row_ids": error.row_ids}
+            write_atomic(self.run_dir / "nonfinite.json", json.dumps(record, indent=1) + "\n")
+            raise
+
+    def _account(self, planned: PlannedStep, figures: StepFigures, took_s: float) -> None:
+        state = self.state
+        state.step += 1
+        state.epoch, state.index = (planned.epoch + 1, 0) if planned.ends_epoch else (planned.epoch, planned.index + 1)
+        state.num_tokens += figures.num_tokens
+        state.num_trained += figures.num_trained
+        state.window_loss_sum += figures.loss * figures.num_trained
+        state.window_trained += figures.num_trained
+        state.seconds += took_s
+        self.session_tokens += figures.num_tokens
+        self.session_s += took_s
+
+    def _log_step(self, figures: StepFigures, trackers: Trackers) -> None:
+        state, spec = self.state, self.spec
+        tokens_per_s = self.session_tokens / max(self.session_s, 1e-9)
+        if self.progress is not None:
+            left_s = state.seconds / state.step * (self.plan.total_steps - state.step)
+            self.progress(state.step, self.plan.total_steps, loss=figures.loss, tokens_per_s=tokens_per_s, eta_s=left_s)
+        if not _due(spec.logging_steps, state.step) and state.step != self.plan.total_steps:
+            return
+        record = {
+            "loss": state.window_loss_sum / state.window_trained,
+            "grad_norm": figures.grad_norm,
+            "learning_rate": learning_rate_at(state.step - 1, self.plan.total_steps, spec),
+            "num_tokens": state.num_tokens,
+            "num_trained_tokens": state.num_trained,
+            "tokens_per_s": tokens_per_s,
+        }
+        state.window_loss_sum, state.window_trained = 0.0, 0
+        self._write("train", record, trackers)
+
+    def _write(self, kind: str, record: dict[str, float], trackers: Trackers) -> None:
+        epoch = self.state.epoch if not self.state.index else self.state.epoch + 1
+        self.metrics.append({"kind": kind, "step": self.state.step, "epoch": epoch, **record})
+        trackers.log({f"{kind}/{name}": value for name, value in record.items()}, self.state.step)
+
+    def _evaluate(self, trackers: Trackers) -> None:
+        state, began = self.state, time.perf_counter()
+        assert self.dev_set is not None
+        mean = dev_loss(
+            self.model, self.loss, self.dev_set, self.dev_batches, self.make_batch, self.device, self.stop
+        )
+        if mean is None:
+            state.eval_due = True
+            self._interrupt()
+            return
+        record = {"loss": mean, **self._task_metrics()}
+        state.eval_due = False
+        state.seconds += time.perf_counter() - began
+        state.history.append({"step": state.step, **record})
+        self._write("dev", record, trackers)
+        value = self._value_of(record)
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.bad_evals = value, state.step, 0
+        else:
+            state.bad_evals += 1
+
+    def _task_metrics(self) -> dict[str, float]:
+        if self.on_eval is None or self.make_sampler is None:
+            return {}
+        self.model.eval()
+        try:
+            with torch.random.fork_rng():  # an evaluation must not move the generators that training draws from
+                return self.on_eval(self.state.step, self.make_sampler())
+        finally:
+            self.model.train()
+
+    def _value_of(self, record: dict[str, float]) -> float:
+        name = self.spec.metric_for_best
+        if name not in record:
+            raise TrainError(
+                f"train.metric_for_best: {name!r} is not among the dev figures", hint=f"there are {', '.join(record)}"
+            )
+        return -record[name] if name == "loss" else record[name]
+
+    def _patience_is_over(self) -> bool:
+        patience = self.spec.early_stopping_patience
+        return patience is not None and self.state.bad_evals >= patience
+
+    def _save(self) -> None:
+        if self.saved_step == self.state.step:
+            return
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        checkpoint.save(self.root, self.state, weights, moments(self.optimizer, self.parameters), self.guard)
+        self.saved_step = self.state.step
+        best, limit = self.state.best_step, self.spec.save_total_limit
+        checkpoint.rotate(self.root, newest=self.state.step, best=best, limit=limit)
+
+    def _interrupt(self) -> None:
+        self._save()
+        raise Interrupted(
+            f"stopped after step {self.state.step} of {self.plan.total_steps}; everything so far is saved in {self.root}",
+            hint="run the same command again: it goes on from there, exactly",
+        )
+
+    def _finish(self) -> TrainResult:
+        state = self.state
+        self._save()  # an early stop may end between two saves
+        best_step = state.step if state.best_step is None else state.best_step
+        folder = checkpoint.folder_of(self.root, best_step)
+        self._put_weights(checkpoint.load_weights(folder))
+        metric = None
+        if state.best_value is not None:
+            metric = -state.best_value if self.spec.metric_for_best == "loss" else state.best_value
+        return TrainResult(
+            status="completed" if state.step >= self.plan.total_steps else "early_stopped",
+            steps=state.step,
+            total_steps=self.plan.total_steps,
+            best_step=best_step,
+            best_metric=metric,
+            best_checkpoint=folder,
+            tokens=state.num_tokens,
+            trained_tokens=state.num_trained,
+            seconds=state.seconds,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            history=tuple(state.history),
+        )
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

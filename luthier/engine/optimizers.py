@@ -1,0 +1,48 @@
+"""AdamW with decoupled weight decay (arXiv 1711.05101) and its state as plain named tensors, so that checkpoints need no pickle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from luthier.config.train import TrainSpec
+
+_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+def make_adamw(parameters: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
+    """One parameter group; `fused` runs each update as one pass over memory. The engine sets the rate before each step."""
+    return torch.optim.AdamW(
+        list(parameters.values()),
+        lr=spec.learning_rate,
+        betas=(spec.adam_beta1, spec.adam_beta2),
+        eps=spec.adam_epsilon,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """First and second moments and step counts as `<parameter>.<what>`; empty before the first update."""
+    return {
+        f"{name}.{what}": optimizer.state[parameter][what].detach().cpu().contiguous()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
+        for what in _STATE
+    }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
+    """Puts back what `moments` gave, bit for bit. Raises KeyError when a parameter has no entry."""
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            what: tensors[f"{name}.{what}"].to(parameter.device, copy=True) for what in _STATE  # fused: the step too
+        }

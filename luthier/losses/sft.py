@@ -1,0 +1,16 @@
+"""Supervised fine-tuning: cross entropy of the tokens that carry loss.
+
+The sum is returned, never a mean: the engine sums over all micro-batches of a step and divides once by the step's number of
+trained tokens. A mean per micro-batch weights short answers too much (transformers#34191 and its eight successors).
+Shapes: K trained positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sft_loss_sum(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
+    """Sum over K of -log p(target), in nats, as a float32 scalar. Half-precision logits are raised to float32 first."""
+    return F.cross_entropy(logits_KV.float(), targets_K, reduction="sum")

@@ -1,0 +1,36 @@
+"""Union-find: from pairs that belong together to groups.
+
+Source: R. Tarjan (1975); path halving, union towards the smaller index, so that a group's root is its first member.
+"""
+
+from __future__ import annotations
+
+
+class Groups:
+    """`size` items, each alone at first."""
+
+    def __init__(self, size: int) -> None:
+        self._parent = list(range(size))
+
+    def root(self, item: int) -> int:
+        """The smallest item of the group that `item` is in."""
+        parent = self._parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def join(self, a: int, b: int) -> bool:
+        """Makes the groups of a and b one. True if they were two."""
+        root_a, root_b = self.root(a), self.root(b)
+        if root_a == root_b:
+            return False
+        self._parent[max(root_a, root_b)] = min(root_a, root_b)
+        return True
+
+    def members(self) -> dict[int, list[int]]:
+        """root -> its items in ascending order."""
+        found: dict[int, list[int]] = {}
+        for item in range(len(self._parent)):
+            found.setdefault(self.root(item), []).append(item)
+        return found
