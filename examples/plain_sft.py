@@ -2,8 +2,8 @@
 
     python examples/plain_sft.py BASE_FOLDER ROWS.jsonl ADAPTER_OUT      (rows: {"prompt": ..., "completion": ...})
 
-This is the documentation of the training loop, and its oracle: a test holds the engine bitwise equal to `plain_sft` on the
-CPU. What the engine adds is not arithmetic: checkpoints, resume, evaluation, early stopping, logs, guards.
+This is the documentation of the training loop, and its oracle: a test holds the engine bitwise equal to `plain_sft`
+on the CPU. What the engine adds is not arithmetic: checkpoints, resume, evaluation, early stopping, logs, guards.
 Shapes: T tokens of a packed micro-batch, D documents in it, K trained positions, V vocabulary.
 """
 

@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685): y = x W' + b + s (drop(x) A') B', with W and b frozen and only A and B trained.
 
-Own layer, because the frozen side is where time and memory go: the backward pass here never forms the gradient of W, adds the
-low-rank part in place (addmm), and keeps only x (shared by q, k and v) and the small x A'. PEFT's layer keeps two further
-activations and casts every input. Names and shapes are PEFT's (`lora_A` (r, in), `lora_B` (out, r)), so are the start values
-(A uniform Kaiming, B zero) and the place of the dropout; tests hold both equal.
+Own layer, because the frozen side is where time and memory go: the backward pass here never forms the gradient of W,
+adds the low-rank part in place (addmm), and keeps only x (shared by q, k and v) and the small x A'. PEFT's layer
+keeps two further activations and casts every input. Names and shapes are PEFT's (`lora_A` (r, in), `lora_B` (out,
+r)), so are the start values (A uniform Kaiming, B zero) and the place of the dropout; tests hold both equal.
 Shapes: N tokens, I in_features, O out_features, R rank.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError, TrainError
 
-HEAD = "lm_head"
+_HEADS = ("lm_head", "embed_out")  # what transformers calls the output projection
 
 
 class _LoraFunction(torch.autograd.Function):
@@ -63,7 +63,7 @@ class _LoraFunction(torch.autograd.Function):
 
 
 class LoraLinear(nn.Linear):
-    """An nn.Linear that keeps its own frozen weight (same object, same name) and carries a trainable low-rank update."""
+    """An nn.Linear that keeps its own frozen weight (same object, same name) and carries a trained low-rank update."""
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         nn.Module.__init__(self)  # not nn.Linear's: that would allocate a second weight
@@ -129,12 +129,13 @@ def merged_delta(a_RI: Tensor, b_OR: Tensor, spec: AdapterSpec) -> Tensor:
 
 
 def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Linear]:
-    """Linear layers by full name. "all-linear" = all but the head; else names matched as suffixes (`q_proj`, `3.mlp.up_proj`).
+    """Linear layers by full name. "all-linear" = all but the head; else names matched as suffixes (`q_proj`,
+    `3.mlp.up_proj`).
 
     Raises ConfigError when one of the names matches nothing, or names the head.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    head_free = {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] != HEAD}
+    head_free = {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] not in _HEADS}
     if isinstance(targets, str):
         return head_free
     chosen: set[str] = set()

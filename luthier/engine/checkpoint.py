@@ -1,8 +1,10 @@
-"""Checkpoints from which a run goes on exactly: weights, moments, random generators, position, best and early-stop state.
+"""Checkpoints from which a run goes on exactly: weights, moments, random generators, position, best and early-stop
+state.
 
-Safetensors and JSON only, no pickle. A folder appears by one atomic rename with its manifest; on start the newest folder whose
-manifest verifies wins and torn ones are named and skipped. Rotation never deletes the newest or the best, and deletes nothing
-before the new checkpoint has been read back. Only what is trained is saved, never the frozen base.
+Safetensors and JSON only, no pickle. A folder appears by one atomic rename with its manifest; on start the newest
+folder whose manifest verifies wins and torn ones are named and skipped. Rotation never deletes the newest or the
+best, and deletes nothing before the new checkpoint has been read back. Only what is trained is saved, never the
+frozen base.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     """The trained tensors of one checkpoint. Raises ArtifactError when it is torn."""
     problems = _problems(folder)
     if problems:
-        raise ArtifactError(f"checkpoint {folder} is torn: {'; '.join(problems)}", hint="train again from the one before")
+        raise ArtifactError(
+            f"checkpoint {folder} is torn: {'; '.join(problems)}", hint="train again from the one before"
+        )
     return load_file(folder / _WEIGHTS)
 
 

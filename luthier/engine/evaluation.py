@@ -1,4 +1,6 @@
-"""Loss on the dev split: nats per trained token over all of it, so that batch size and packing cannot change the figure."""
+"""Loss on the dev split: nats per trained token over all of it, so that batch size and packing cannot change the
+figure.
+"""
 
 from __future__ import annotations
 

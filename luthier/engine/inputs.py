@@ -1,7 +1,8 @@
 """Which rows make up which optimizer step, and the batches as tensors on the model's device.
 
-The order of rows is a pure function of (rows, token budget, seed, epoch), handed in as `plan_epoch`; a position in the run is
-therefore just (epoch, step in the epoch), and a resumed run sees each row exactly as often as an uninterrupted one.
+The order of rows is a pure function of (rows, token budget, seed, epoch), handed in as `plan_epoch`; a position in
+the run is therefore just (epoch, step in the epoch), and a resumed run sees each row exactly as often as an
+uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The training loop: batches in, steps out. Blind to where rows come from and which loss it is; what it is handed it calls.
+"""The training loop: batches in, steps out. Blind to where rows come from and which loss it is; what it is handed it
+calls.
 
-One step is in `step.py`; here is what surrounds it: where the run stands, when to evaluate, log and save, when to stop, and
-how to go on. The readable twin `examples/plain_sft.py` does the same sums in 120 lines; a test holds both bitwise equal.
+One step is in `step.py`; here is what surrounds it: where the run stands, when to evaluate, log and save, when to
+stop, and how to go on. The readable twin `examples/plain_sft.py` does the same sums in 120 lines; a test holds both
+bitwise equal.
 """
 
 from __future__ import annotations
@@ -58,9 +60,10 @@ def train(
     """Trains every parameter of `model` that requires a gradient and leaves the best checkpoint's weights in it.
 
     model: a PackedModel (`hidden(batch)`, `head(hidden)`). plan_epoch/make_batch: see `inputs.py`. `run_dir` gets
-    `metrics.jsonl`, `checkpoints/` and `trackers/`; a run found there is gone on with, exactly. guard: digests of what must not
-    change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between steps: true = finish the
-    step, save, raise Interrupted. Raises TrainError for nothing to train, for a changed guard and for non-finite numbers.
+    `metrics.jsonl`, `checkpoints/` and `trackers/`; a run found there is gone on with, exactly. guard: digests of
+    what must not change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between
+    steps: true = finish the step, save, raise Interrupted. Raises TrainError for nothing to train, for a changed
+    guard and for non-finite numbers.
     """
     run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
     run.on_eval, run.make_sampler, run.progress = on_eval, make_sampler, progress
@@ -121,8 +124,6 @@ class _Run:
 
     def go(self) -> TrainResult:
         """Runs to the end, to an early stop, or to an interruption."""
-        if self.spec.num_threads is not None:
-            torch.set_num_threads(self.spec.num_threads)
         self._start()
         trackers = Trackers(self.spec.trackers, self.run_dir, self.spec.model_dump(mode="json"))
         self.model.train()
@@ -228,9 +229,7 @@ class _Run:
     def _evaluate(self, trackers: Trackers) -> None:
         state, began = self.state, time.perf_counter()
         assert self.dev_set is not None
-        mean = dev_loss(
-            self.model, self.loss, self.dev_set, self.dev_batches, self.make_batch, self.device, self.stop
-        )
+        mean = dev_loss(self.model, self.loss, self.dev_set, self.dev_batches, self.make_batch, self.device, self.stop)
         if mean is None:
             state.eval_due = True
             self._interrupt()
@@ -280,7 +279,7 @@ class _Run:
     def _interrupt(self) -> None:
         self._save()
         raise Interrupted(
-            f"stopped after step {self.state.step} of {self.plan.total_steps}; everything so far is saved in {self.root}",
+            f"stopped after step {self.state.step} of {self.plan.total_steps}; all of it is saved in {self.root}",
             hint="run the same command again: it goes on from there, exactly",
         )
 

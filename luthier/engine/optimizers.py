@@ -1,4 +1,6 @@
-"""AdamW with decoupled weight decay (arXiv 1711.05101) and its state as plain named tensors, so that checkpoints need no pickle."""
+"""AdamW with decoupled weight decay (arXiv 1711.05101) and its state as plain named tensors, so that checkpoints need
+no pickle.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def make_adamw(parameters: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
-    """One parameter group; `fused` runs each update as one pass over memory. The engine sets the rate before each step."""
+    """One parameter group; `fused` runs each update as one pass over memory. The engine sets the rate before each
+    step.
+    """
     return torch.optim.AdamW(
         list(parameters.values()),
         lr=spec.learning_rate,
@@ -44,5 +48,6 @@ def load_moments(
     """Puts back what `moments` gave, bit for bit. Raises KeyError when a parameter has no entry."""
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
-            what: tensors[f"{name}.{what}"].to(parameter.device, copy=True) for what in _STATE  # fused: the step too
+            what: tensors[f"{name}.{what}"].to(parameter.device, copy=True)
+            for what in _STATE  # fused: the step too
         }

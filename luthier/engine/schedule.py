@@ -1,4 +1,6 @@
-"""The learning rate as a closed form of the step: nothing to save, nothing to drift, a resumed run cannot be off by one."""
+"""The learning rate as a closed form of the step: nothing to save, nothing to drift, a resumed run cannot be off by
+one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from luthier.config.train import TrainSpec
 def learning_rate_at(step: int, total_steps: int, spec: TrainSpec) -> float:
     """Rate of the `step`-th update (0-based) of `total_steps`.
 
-    Warmup rises linearly over ceil(warmup_ratio x total_steps) updates and reaches the peak on its last one, so that no update
-    is spent on rate 0; then linear or cosine towards 0, or constant.
+    Warmup rises linearly over ceil(warmup_ratio x total_steps) updates and reaches the peak on its last one, so that
+    no update is spent on rate 0; then linear or cosine towards 0, or constant.
     """
     num_warmup = math.ceil(spec.warmup_ratio * total_steps)
     if step < num_warmup:

@@ -13,8 +13,10 @@ class RunState:
     """Everything about a run's position that is not a tensor or a random generator.
 
     step: optimizer steps done. epoch/index: the next step to take. window_*: figures since the last logged line.
-    best_value: the chosen dev figure, higher is better (a loss is stored negated). bad_evals: evaluations since the best one.
-    eval_due: an evaluation that was cut off by a stop and runs first on resume. seconds: training and evaluation, all sessions.
+    best_value: the chosen dev figure, higher is better (a loss is stored negated). bad_evals: evaluations since the
+    best one.
+    eval_due: an evaluation that was cut off by a stop and runs first on resume. seconds: training and evaluation, all
+    sessions.
     """
 
     step: int = 0
@@ -40,7 +42,8 @@ class RunState:
 class TrainResult:
     """What training left behind. The model holds the best checkpoint's weights when this is returned.
 
-    status: completed, or early_stopped. best_metric: the dev figure named by train.metric_for_best, None without a dev split.
+    status: completed, or early_stopped. best_metric: the dev figure named by train.metric_for_best, None without a
+    dev split.
     tokens: all tokens seen; trained_tokens: those that carried loss. seconds: over all sessions of the run.
     peak_bytes: largest resident memory of this process. history: one record per evaluation.
     """

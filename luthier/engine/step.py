@@ -1,7 +1,8 @@
 """One optimizer step: sum the token losses of every micro-batch, divide once, check, clip, move.
 
-The divisor is the number of trained tokens of the whole step. So micro-batch size, packing and accumulation change nothing but
-speed, and a short last window is not shrunk. A number that is not finite never reaches the weights: the step refuses.
+The divisor is the number of trained tokens of the whole step. So micro-batch size, packing and accumulation change
+nothing but speed, and a short last window is not shrunk. A number that is not finite never reaches the weights: the
+step refuses.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def train_step(
 ) -> StepFigures:
     """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors.
 
-    Raises NonFinite before any weight moves when the loss or the gradient norm is not finite, TrainError when no token of the
-    step carries loss.
+    Raises NonFinite before any weight moves when the loss or the gradient norm is not finite, TrainError when no
+    token of the step carries loss.
     """
     num_trained = sum(batch.num_trained for batch in batches)
     row_ids = tuple(row_id for batch in batches for row_id in batch.row_ids)

@@ -1,7 +1,7 @@
 """Experiment trackers by name through accelerate (tensorboard, wandb, mlflow, trackio, ...): never a client of our own.
 
-Everything stays on this machine unless the user's environment says otherwise: W&B runs offline and MLflow writes a file store
-under the run folder, each only when its own variable (WANDB_MODE, MLFLOW_TRACKING_URI) is unset.
+Everything stays on this machine unless the user's environment says otherwise: W&B runs offline and MLflow writes a
+file store under the run folder, each only when its own variable (WANDB_MODE, MLFLOW_TRACKING_URI) is unset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Trackers:
     """All trackers of a run, logged to as one."""
 
     def __init__(self, names: tuple[str, ...], run_dir: Path, settings: dict[str, Any]) -> None:
-        """Opens the trackers. Raises ConfigError for a name accelerate does not know and for a package not installed."""
+        """Opens the trackers. Raises ConfigError for an unknown name and for a package that is not installed."""
         self._open: list[GeneralTracker] = [_open(name, run_dir) for name in names]
         flat = {key: value if isinstance(value, Scalar) else str(value) for key, value in settings.items()}
         for tracker in self._open:

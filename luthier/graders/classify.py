@@ -1,7 +1,7 @@
 """Labels: accuracy and macro-F1.
 
-A label is compared without case and without white space and full stops at its ends. Macro-F1 averages over the labels that the
-references contain; an answer outside them lowers the recall of the true label and is no class of its own.
+A label is compared without case and without white space and full stops at its ends. Macro-F1 averages over the labels
+that the references contain; an answer outside them lowers the recall of the true label and is no class of its own.
 """
 
 from __future__ import annotations

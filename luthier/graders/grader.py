@@ -1,8 +1,8 @@
 """What a metric is: a per-item function and how items become one figure.
 
 binary and graded metrics give one number in [0, 1] an item, and the figure is their mean. A corpus metric (macro-F1,
-BLEU) is no mean: each item gives a JSON list, `stats` turns the items into rows of additive statistics, and `score` maps
-summed statistics (..., K) to figures (...) in [0, 1]. That form is what lets bootstrap and swap tests work on any of them.
+BLEU) is no mean: each item gives a JSON list, `stats` turns the items into rows of additive statistics, and `score`
+maps summed statistics (..., K) to figures (...) in [0, 1]. That form lets bootstrap and swap tests work on any of them.
 """
 
 from __future__ import annotations

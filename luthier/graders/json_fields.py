@@ -12,6 +12,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from luthier.errors import EvaluateError
 
@@ -42,9 +44,10 @@ def _validator(schema_text: str) -> Draft202012Validator:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise EvaluateError(
-            f"the JSON Schema is not valid (draft 2020-12): {error.message}", hint="correct the file of data.json_schema"
+            f"the JSON Schema is not valid (draft 2020-12): {error.message}",
+            hint="correct the file of data.json_schema",
         ) from error
-    return Draft202012Validator(schema, format_checker=FormatChecker())
+    return Draft202012Validator(schema, format_checker=FormatChecker(), registry=Registry())
 
 
 def problem(answer: str, schema: dict[str, Any] | None = None) -> str:
@@ -55,7 +58,14 @@ def problem(answer: str, schema: dict[str, Any] | None = None) -> str:
         return f"not JSON: {error}"
     if schema is None:
         return ""
-    errors = sorted(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value), key=lambda e: list(map(str, e.path)))
+    validator = _validator(json.dumps(schema, sort_keys=True))
+    try:
+        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
+    except Unresolvable as error:
+        raise EvaluateError(
+            f"the JSON Schema refers to something outside itself: {error}",
+            hint="put the definition under $defs of the same file; nothing is fetched",
+        ) from error
     return f"{'.'.join(map(str, errors[0].path)) or 'answer'}: {errors[0].message}" if errors else ""
 
 

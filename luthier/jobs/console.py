@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.panel import Panel
@@ -84,3 +84,15 @@ def card(title: str, lines: Sequence[tuple[str, str]], style: str) -> None:
     width = max(len(name) for name, _ in lines)
     body = Text("\n").join(Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in lines)
     console.print(Panel(body, title=Text(title, style=f"bold {style}"), border_style=style, expand=False))
+
+
+@contextmanager
+def stage_bars() -> Iterator:
+    """Yields name -> progress callback: one bar after the other, the earlier one closed when the next begins."""
+    with ExitStack() as bars:
+
+        def next_bar(name: str):
+            bars.close()
+            return bars.enter_context(progress_bar(name))
+
+        yield next_bar

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: cross entropy of the tokens that carry loss.
 
-The sum is returned, never a mean: the engine sums over all micro-batches of a step and divides once by the step's number of
-trained tokens. A mean per micro-batch weights short answers too much (transformers#34191 and its eight successors).
+The sum is returned, never a mean: the engine sums over all micro-batches of a step and divides once by the step's
+number of trained tokens. A mean per micro-batch weights short answers too much (transformers#34191 and its eight
+successors).
 Shapes: K trained positions, V vocabulary.
 """
 

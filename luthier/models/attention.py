@@ -10,6 +10,7 @@ P prefix length, S keys in sight.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -55,13 +56,13 @@ class PackPlan:
 
 
 def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor) -> PackPlan:
-    """PackPlan of document bounds (num_documents + 1,) and kept positions (ascending). Raises ValueError on bad bounds."""
+    """PackPlan of document bounds (num_documents + 1,) and ascending kept positions; ValueError on bad bounds."""
     bounds = cu_seqlens.tolist()
-    lengths = [stop - start for start, stop in zip(bounds, bounds[1:])]
+    lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
     if not bounds or bounds[0] != 0 or any(length < 1 for length in lengths):
         raise ValueError(f"cu_seqlens must rise from 0 by at least one token a document, got {bounds[:8]}")
     runs: list[_Run] = []
-    for start, length in zip(bounds, lengths):
+    for start, length in zip(bounds[:-1], lengths, strict=True):
         if runs and runs[-1].length == length:
             runs[-1] = _Run(runs[-1].start, runs[-1].count + 1, length)
         else:
@@ -70,14 +71,14 @@ def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor) -> PackPlan:
     if len(keep_K) == num_tokens:
         return PackPlan(num_tokens, lengths, runs, [], None)
     kept = keep_K.tolist()
-    if any(b <= a for a, b in zip(kept, kept[1:])) or (kept and not 0 <= kept[0] <= kept[-1] < num_tokens):
+    if any(b <= a for a, b in itertools.pairwise(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < num_tokens):
         raise ValueError("keep_K must ascend strictly and lie within the packed tokens")
     return PackPlan(num_tokens, lengths, runs, _tails(bounds, kept), keep_K)
 
 
 def _tails(bounds: list[int], kept: list[int]) -> list[_Tail]:
     tails, low = [], 0
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         high = low
         while high < len(kept) and kept[high] < stop:
             high += 1
@@ -102,7 +103,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class PackedAttention:
-    """An Attend over the documents of one plan. windows: per layer, tokens in sight including the query's (None = all)."""
+    """An Attend over the documents of one plan. windows: per layer, tokens in sight with the query's own."""
 
     plan: PackPlan
     windows: tuple[int | None, ...]
@@ -122,11 +123,13 @@ class PackedAttention:
     def _all(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
         outs = []
         sizes = [run.count * run.length for run in self.plan.runs]
-        for run, q_run, k_run, v_run in zip(self.plan.runs, q.split(sizes), k.split(sizes), v.split(sizes)):
+        for run, q_run, k_run, v_run in zip(
+            self.plan.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True
+        ):
             shape = (run.count, run.length)
             q_run, k_run, v_run = (x.unflatten(0, shape).transpose(1, 2) for x in (q_run, k_run, v_run))
             k_run, v_run = self._after_prefix(layer, k_run, v_run)
-            mask = self._mask(self.windows[layer], 0, run.length, k_run.shape[2])
+            mask = self._mask(self.windows[layer], run.length, k_run.shape[2])
             outs.append(attend_heads(q_run, k_run, v_run, mask=mask, scale=self.scale, soft_cap=self.soft_cap))
         return outs
 
@@ -144,10 +147,10 @@ class PackedAttention:
         if self.prefix is None or not self.prefix.length:
             return k, v
         before = (x[layer].expand(len(k), -1, -1, -1) for x in (self.prefix.keys, self.prefix.values))
-        return tuple(torch.cat(pair, dim=2) for pair in zip(before, (k, v)))  # type: ignore[return-value]
+        return tuple(torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))  # type: ignore[return-value]
 
-    def _mask(self, window: int | None, first: int, num_queries: int, num_keys: int) -> torch.Tensor | None | str:
-        """Which keys queries first, first + 1, ... of a document see; "causal" where the kernel can do without a tensor."""
+    def _mask(self, window: int | None, num_queries: int, num_keys: int) -> torch.Tensor | str | None:
+        """Which keys the last num_queries positions see; "causal" where the kernel can do without a tensor."""
         if num_queries == num_keys and (window is None or num_keys <= window):
             return "causal"
         key = (window, num_queries, num_keys)
@@ -156,10 +159,10 @@ class PackedAttention:
             self.plan.masks[key] = _sight(rows, num_keys, window)
         return self.plan.masks[key]
 
-    def _tail_mask(self, window: int | None, tail: _Tail, num_keys: int) -> torch.Tensor | None | str:
+    def _tail_mask(self, window: int | None, tail: _Tail, num_keys: int) -> torch.Tensor | str | None:
         num_queries = tail.high - tail.low
         if num_queries == num_keys:
-            return self._mask(window, 0, num_queries, num_keys)
+            return self._mask(window, num_queries, num_keys)
         if num_queries == 1 and (window is None or num_keys <= window):
             return None
         key = (window, "tail", tail.low, num_keys)
@@ -181,11 +184,11 @@ def attend_heads(
     k_NGSC: torch.Tensor,
     v_NGSC: torch.Tensor,
     *,
-    mask: torch.Tensor | None | str,
+    mask: torch.Tensor | str | None,
     scale: float,
     soft_cap: float | None,
 ) -> torch.Tensor:
-    """Grouped-query attention, (N, H, L, C). mask: None (all keys), "causal" (L == S), or boolean (L, S), True = seen."""
+    """Grouped-query attention, (N, H, L, C). mask: None (all keys), "causal" (L == S) or boolean (L, S)."""
     causal = isinstance(mask, str)
     bias = mask.to(q_NHLC.device) if isinstance(mask, torch.Tensor) else None
     if soft_cap is None:

@@ -1,8 +1,8 @@
 """The decoder of the Llama line: one readable file that Llama, Mistral, Qwen2, Gemma 2 and Phi-3 run through.
 
-Why our own: packing, pruning to trained positions and shared prefixes are plain code here instead of patches elsewhere.
-Modules and parameters carry Hugging Face's names, and projections are plain nn.Linear that adapters may replace, so they
-are always called, never read. Numbers equal transformers' modeling_*.py (parity-tested: logits and gradients).
+Why our own: packing, pruning to trained positions and shared prefixes are plain code here instead of patches
+elsewhere. Modules and parameters carry Hugging Face's names; projections are plain nn.Linear that adapters may replace,
+so they are always called, never read. Numbers equal transformers' modeling_*.py (parity-tested: logits and gradients).
 
 Shape legend: T packed tokens, K kept tokens (T when nothing is pruned), D hidden, F ffn, H heads, G key/value heads,
 C head_dim, V vocabulary, R rotary dimensions.
@@ -92,7 +92,10 @@ class MLP(nn.Module):
 
     def forward(self, x_KD: torch.Tensor) -> torch.Tensor:
         """(K, D) -> (K, D)."""
-        gate, up = self.gate_up_proj(x_KD).chunk(2, dim=-1) if self.fused else (self.gate_proj(x_KD), self.up_proj(x_KD))
+        if self.fused:
+            gate, up = self.gate_up_proj(x_KD).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate_proj(x_KD), self.up_proj(x_KD)
         return self.down_proj(self.act(gate) * up)
 
 

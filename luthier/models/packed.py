@@ -18,7 +18,7 @@ class DecodeSession(Protocol):
     """Key/value caches of several rows that decode together. Slots 0 .. N-1 are active; the caller keeps them dense."""
 
     def fill(self, slots: Sequence[int], suffixes: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Starts rows: prompt = the session's prefix + suffix (>= 1 token). float32 logits (len(slots), V) of what follows."""
+        """Starts rows, prompt = prefix + suffix (>= 1 token); float32 logits (len(slots), V) of what follows."""
         ...
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -38,6 +38,7 @@ class PackedModel(Protocol):
 
     note: str
     config: dict[str, Any]
+    training: bool
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states after the last norm at batch.keep_K, (K, D). Documents never see each other."""
@@ -70,6 +71,18 @@ class PackedModel(Protocol):
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of nn.Module."""
+        ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As of nn.Module."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As of nn.Module."""
+        ...
+
+    def eval(self) -> Any:
         """As of nn.Module."""
         ...
 

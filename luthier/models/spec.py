@@ -25,7 +25,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "sliding_window": 4096,
     },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "sliding_window": 4096},
+    "qwen2": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+    },
     "gemma2": {
         "max_position_embeddings": 8192,
         "num_key_value_heads": 4,

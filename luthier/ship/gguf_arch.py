@@ -1,9 +1,10 @@
 """What differs between architectures in a GGUF file: hyperparameters, tensor names and weight conventions.
 
-GGUF stores some weights differently from Hugging Face: llama.cpp's Llama rotates interleaved pairs, so q and k rows are
-permuted; its Gemma norms hold 1 + w. Each rule here has its inverse, so a file can be read back to Hugging Face weights.
-Source of the conventions: llama.cpp's conversion/{llama,qwen,gemma,phi}.py, and the `gguf` package's tensor name maps.
-What llama.cpp cannot express (a sliding window for Mistral and Phi-3, other rope scalings) is a note or an error, never silent.
+GGUF stores some weights differently from Hugging Face: llama.cpp's Llama rotates interleaved pairs, so q and k rows
+are permuted; its Gemma norms hold 1 + w. Each rule has its inverse, so a file can be read back to Hugging Face
+weights. Source of the conventions: llama.cpp's conversion/{llama,qwen,gemma,phi}.py, and the `gguf` package's tensor
+name maps. What llama.cpp cannot express (a sliding window for Mistral and Phi-3, other rope scalings) is a note or an
+error.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ EXTRA_TENSORS = (_ROPE_FREQS, _ROPE_LONG, _ROPE_SHORT)
 
 @dataclass(frozen=True)
 class ArchRule:
-    """How one Hugging Face `model_type` is stored. `ignores_window`: llama.cpp attends past the model's sliding window."""
+    """How one Hugging Face `model_type` is stored. ignores_window: llama.cpp attends past the sliding window."""
 
     gguf_arch: str
     permute_qk: bool = False
@@ -53,7 +54,7 @@ def rule_of(config: dict[str, Any]) -> ArchRule:
     if model_type not in RULES:
         raise ArtifactError(
             f"GGUF export does not know the architecture {model_type!r}; it knows {', '.join(RULES)}",
-            hint="ship the merged safetensors folder (set ship.formats to []), or convert it with llama.cpp's own script",
+            hint="ship the merged safetensors folder (set ship.formats to []), or use llama.cpp's own script",
         )
     return RULES[model_type]
 
@@ -105,7 +106,7 @@ def write_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> li
         writer.add_sliding_window(config.get("sliding_window") or 0)
     if window := lost_window(config):
         notes.append(
-            f"llama.cpp does not apply this model's sliding window of {window} tokens: keep prompt + answer within {window}"
+            f"llama.cpp does not apply this model's sliding window: keep prompt + answer within {window} tokens"
         )
     return notes
 
@@ -144,7 +145,9 @@ def _write_rope_scaling(writer: gguf.GGUFWriter, config: dict[str, Any], rope: d
         writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_rope_scaling_attn_factors(float(factor))
     else:
-        raise ArtifactError(f"GGUF export does not know rope scaling {kind!r}", hint="ship the merged safetensors folder")
+        raise ArtifactError(
+            f"GGUF export does not know rope scaling {kind!r}", hint="ship the merged safetensors folder"
+        )
 
 
 def extra_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """Hugging Face folder -> one GGUF file (F16, Q8_0, Q4_0 or Q4_1), and back: pure Python over the `gguf` package.
 
-One tensor is in memory at a time, and the file appears by one rename. In 4-bit files the token embedding (for tied models
-also the head) stays at 8 bits: it is a third of a small model and the last thing an answer passes through.
-Numbers behind that on SmolLM2-135M are in LOG.md. Source of the format: ggml's docs/gguf.md; conventions: `gguf_arch`.
+One tensor is in memory at a time, and the file appears by one rename. In 4-bit files the token embedding (for tied
+models also the head) stays at 8 bits: it is a third of a small model and the last thing an answer passes through.
+Numbers behind that on SmolLM2-135M are in LOG.md. Source of the format: ggml's docs/gguf.md; conventions:
+`gguf_arch`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class GgufReport:
-    """What was written. `notes`: what the format cannot say about this model, for the card; `pre`: llama.cpp's splitter."""
+    """What was written. notes: what the format cannot say about this model; pre: llama.cpp's splitter."""
 
     path: Path
     kind: str
@@ -137,7 +138,9 @@ def unpack_gguf(path: Path, like: Path, out: Path) -> Path:
     weights = {}
     for target, name in names.items():
         plain = np.asarray(dequantize(stored[target].data, stored[target].tensor_type), np.float32)
-        weights[name] = torch.from_numpy(np.array(from_gguf(config, name, plain)))  # a copy: the file's pages are read-only
+        weights[name] = torch.from_numpy(
+            np.array(from_gguf(config, name, plain))
+        )  # a copy: the file's pages are read-only
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     return out
 
@@ -194,7 +197,7 @@ class SafetensorsFolder:
 
 
 def _write_lineage(writer: gguf.GGUFWriter, lineage: GgufLineage, kind: Kind, *, strips: bool) -> None:
-    # llama.cpp knows only by "phi3" in the name that whitespace after control tokens is dropped (llama-vocab.cpp).
+    # Only "phi3" in the name makes llama.cpp drop white space behind control tokens (llama-vocab.cpp).
     writer.add_name(f"{lineage.name} (phi3 tokenizer)" if strips and "phi3" not in lineage.name else lineage.name)
     writer.add_quantized_by("luthier")
     writer.add_file_type(kind.file_type)
@@ -234,7 +237,9 @@ def _encoded(
     for name in names:
         plain = to_gguf(config, name, source.tensor(name).to(torch.float32).numpy())
         if not np.isfinite(plain).all():
-            raise ArtifactError(f"tensor {name} holds NaN or infinity", hint="the training run diverged; look at its loss")
+            raise ArtifactError(
+                f"tensor {name} holds NaN or infinity", hint="the training run diverged; look at its loss"
+            )
         if plan[name] is not _Type.F32 and np.abs(plain).max(initial=0.0) > _F16_MAX:
             raise ArtifactError(f"tensor {name} holds values above {_F16_MAX:.0f}, too large for {plan[name].name}")
         yield np.ascontiguousarray(quantize(np.ascontiguousarray(plain, np.float32), plan[name]))

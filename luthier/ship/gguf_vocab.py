@@ -1,20 +1,22 @@
 """tokenizer.json -> the tokenizer section of a GGUF file.
 
-Two kinds exist in the supported families: byte-level BPE (GGUF model `gpt2`: tokens, merges and the name of the regex that
-splits text first, `pre`) and SentencePiece-style BPE with byte fallback (GGUF model `llama`: tokens and scores; llama.cpp
-joins the neighbours whose joint token scores highest, so score = -rank of the merge gives the same pieces).
-A wrong `pre` is silent in every loader, so an unknown regex is an error here. llama.cpp's pre-tokenizer table: llama-vocab.cpp.
+Two kinds exist in the supported families: byte-level BPE (GGUF model `gpt2`: tokens, merges and the name of the regex
+that splits text first, `pre`) and SentencePiece-style BPE with byte fallback (GGUF model `llama`: tokens and scores;
+llama.cpp joins the neighbours whose joint token scores highest, so score = -rank of the merge gives the same pieces).
+A wrong `pre` is silent in every loader, so an unknown regex is an error here. llama.cpp's pre-tokenizer table: llama-
+vocab.cpp.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from luthier.bases.folder import read_json
+from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import ArtifactError
 
 _LLAMA3 = (
@@ -28,12 +30,14 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _UNKNOWN_SCORE = -1e6
+# llama.cpp strips behind control tokens only for files named "phi3", and then expects these (llama-vocab.cpp).
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _SPACE = "\u2581"
 
 
 @dataclass
 class Vocab:
-    """The tokenizer section. `merges` is set for model 'gpt2', `scores` for model 'llama'; ids are None when not defined."""
+    """The tokenizer section. merges belong to model 'gpt2', scores to 'llama'; ids are None when not defined."""
 
     model: str
     pre: str
@@ -53,12 +57,11 @@ class Vocab:
 
 
 def read_vocab(folder: Path, vocab_size: int) -> Vocab:
-    """Reads a Hugging Face folder's tokenizer; `vocab_size` is the number of embedding rows (missing tokens become padding).
+    """Reads a Hugging Face folder's tokenizer; `vocab_size`: embedding rows (missing tokens become padding).
 
     Raises ArtifactError for tokenizers that GGUF cannot express.
     """
-    spec = _read_json(folder / "tokenizer.json")
-    config = _read_json(folder / "tokenizer_config.json", missing={})
+    spec = read_json(folder / "tokenizer.json")
     model = spec["model"]
     if model.get("type") != "BPE":
         raise ArtifactError(f"{folder}: tokenizer model {model.get('type')!r}; GGUF export writes BPE tokenizers only")
@@ -71,7 +74,7 @@ def read_vocab(folder: Path, vocab_size: int) -> Vocab:
         vocab.add_space_prefix = _prefixes_space(spec)
     else:
         vocab.merges = merges
-    _fill_specials(vocab, folder, spec, config)
+    _fill_specials(vocab, Tokenizer.load(folder), spec)
     return vocab
 
 
@@ -103,46 +106,10 @@ def write_vocab(writer: gguf.GGUFWriter, vocab: Vocab) -> None:
         writer.add_chat_template(vocab.chat_template)
 
 
-def stop_ids_of(folder: Path) -> tuple[int, ...]:
-    """Every token that ends an answer: generation_config.json's and config.json's eos ids and the tokenizer's eos, sorted."""
-    stops: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name, missing={}).get("eos_token_id")
-        stops.update([value] if isinstance(value, int) else value or [])
-    eos = _token_text(_read_json(folder / "tokenizer_config.json", missing={}).get("eos_token"))
-    if eos is not None and (token := _ids_by_text(_read_json(folder / "tokenizer.json")).get(eos)) is not None:
-        stops.add(token)
-    return tuple(sorted(stops))
-
-
-def template_of(folder: Path) -> str | None:
-    """The chat template: chat_template.jinja, else the one inside tokenizer_config.json."""
-    path = Path(folder) / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = _read_json(Path(folder) / "tokenizer_config.json", missing={}).get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
-
-
-def _read_json(path: Path, missing: Any = None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise ArtifactError(f"{path}: not found", hint="a model folder needs config.json and tokenizer.json") from None
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not JSON ({error})") from None
-
-
-def _ids_by_text(spec: dict[str, Any]) -> dict[str, int]:
-    return spec["model"]["vocab"] | {token["content"]: token["id"] for token in spec.get("added_tokens", ())}
-
-
-def _token_text(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def adds_bos(tokenizer: Tokenizer) -> bool:
+    """True when a runner must put BOS before a prompt: the tokenizer's own rule or the template has it."""
+    by_template = tokenizer.chat_template is not None and "bos_token" in tokenizer.chat_template
+    return tokenizer.bos_id is not None and (by_template or tokenizer.adds_bos)
 
 
 def _steps(part: Any, key: str) -> list[dict[str, Any]]:
@@ -174,7 +141,7 @@ def _pre_of(spec: dict[str, Any]) -> str:
         if kinds == ["Split", "ByteLevel"] and regexes in known and not uses_gpt2_regex:
             return known[regexes]
     raise ArtifactError(
-        f"the tokenizer's splitting rule ({', '.join(kinds) or 'none'}) has no name in llama.cpp that is known to be equal",
+        f"the tokenizer's splitting rule ({', '.join(kinds) or 'none'}) has no known equal in llama.cpp",
         hint="known: gpt-2, smollm, llama-bpe, dbrx, qwen2, tekken; ship the merged safetensors folder instead",
     )
 
@@ -204,7 +171,8 @@ def _fill_tokens(vocab: Vocab, spec: dict[str, Any], vocab_size: int) -> None:
         vocab.types[token] = int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     if vocab.model == "llama" and unknown in ids:
         vocab.types[ids[unknown]] = int(gguf.TokenType.UNKNOWN)
-    vocab.strips_after_specials = any(entry["rstrip"] for entry in added.values())
+    strips = any(entry["rstrip"] for entry in added.values())
+    vocab.strips_after_specials = strips and _PHI3_TOKENS <= {entry["content"] for entry in added.values()}
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
@@ -225,27 +193,13 @@ def _prefixes_space(spec: dict[str, Any]) -> bool:
     return prepends or any(step.get("prepend_scheme", "always") == "always" for step in metaspaces)
 
 
-def _fill_specials(vocab: Vocab, folder: Path, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    ids = _ids_by_text(spec)
-    texts = {name: _token_text(config.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
-    vocab.bos_id, vocab.eos_id, vocab.unk_id, vocab.pad_id = (
-        ids.get(texts[name]) if texts[name] is not None else None for name in ("bos", "eos", "unk", "pad")
-    )
-    if vocab.model == "llama" and vocab.unk_id is None:
-        vocab.unk_id = ids.get(spec["model"].get("unk_token"))
-    vocab.stop_ids = stop_ids_of(folder)
+def _fill_specials(vocab: Vocab, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
+    ids = spec["model"]["vocab"] | {token["content"]: token["id"] for token in spec.get("added_tokens", ())}
+    vocab.bos_id, vocab.eos_id, vocab.pad_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
+    unknown = tokenizer.named_tokens.get("unk_token") or spec["model"].get("unk_token")
+    vocab.unk_id = ids.get(unknown) if unknown is not None else None
+    vocab.stop_ids = tuple(sorted(tokenizer.stop_ids))
     if vocab.eos_id is None and vocab.stop_ids:
         vocab.eos_id = vocab.stop_ids[0]
-    vocab.chat_template = template_of(folder)
-    # A runner must put BOS exactly where training had it: by the tokenizer's own rule, or written out by the template.
-    by_template = vocab.chat_template is not None and "bos_token" in vocab.chat_template
-    by_tokenizer = bool(config.get("add_bos_token")) or _post_processor_adds(spec, texts["bos"])
-    vocab.add_bos = vocab.bos_id is not None and (by_template or by_tokenizer)
-
-
-def _post_processor_adds(spec: dict[str, Any], bos: str | None) -> bool:
-    for step in _steps(spec.get("post_processor"), "processors"):
-        first = (step.get("single") or [{}])[0]
-        if bos is not None and first.get("SpecialToken", {}).get("id") == bos:
-            return True
-    return False
+    vocab.chat_template = tokenizer.chat_template
+    vocab.add_bos = adds_bos(tokenizer)

@@ -1,8 +1,8 @@
 """llama.cpp as an independent reader of our GGUF files, through the optional wheel `xllamacpp`.
 
-The wheel offers llama.cpp's own server inside the process (loopback, random port, random key). What a user's runner would
-compute is therefore measured by the runner itself: token ids of a text, a rendered chat, log-probabilities, answers.
-Endpoints: llama.cpp tools/server/README.md (/tokenize, /apply-template, /completion with n_probs).
+The wheel offers llama.cpp's own server inside the process (loopback, random port, random key). What a user's runner
+would compute is therefore measured by the runner itself: token ids of a text, a rendered chat, log-probabilities,
+answers. Endpoints: llama.cpp tools/server/README.md (/tokenize, /apply-template, /completion with n_probs).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ except ImportError:
     xllamacpp = None
 
 _TIMEOUT_S = 600
+_FORCE = 1e9
 
 
 def missing_reason() -> str | None:
@@ -60,7 +61,8 @@ class LlamaCpp:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise ArtifactError(f"{path}: llama.cpp cannot load it ({error})") from None
-        self._address = self._server.listening_address.removeprefix("http://")
+        self._address: str = self._server.listening_address.removeprefix("http://")
+        self._plain_token = self.tokenize("a", specials=False)[-1]
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -73,13 +75,17 @@ class LlamaCpp:
         answer = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": specials})
         return answer["tokens"]
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt that the file's own chat template gives, generation prompt included."""
-        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that llama.cpp's chat makes of a conversation: the file's template, BOS as the file says."""
+        prompt = self._post("/apply-template", {"messages": list(messages)})["prompt"]  # without the BOS it will add
+        return self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
 
     def top_logprobs(self, ids: Sequence[int], num_top: int) -> tuple[np.ndarray, np.ndarray]:
         """The `num_top` likeliest next tokens after `ids`: (token ids, natural log-probabilities), likeliest first."""
-        answer = self._complete(ids, max_new_tokens=1, n_probs=num_top, temperature=0.0)
+        # The server holds figures back when the sampled token ends the answer or is half a character. So a plain token
+        # is sampled by force; the figures come from the raw logits, which a bias does not touch (tested).
+        bias = [[self._plain_token, _FORCE]]
+        answer = self._complete(ids, max_new_tokens=1, n_probs=num_top, temperature=0.0, logit_bias=bias)
         top = answer["completion_probabilities"][0]["top_logprobs"]
         return np.array([t["id"] for t in top], np.int64), np.array([t["logprob"] for t in top], np.float64)
 
@@ -106,7 +112,9 @@ class LlamaCpp:
         finally:
             connection.close()
         if reply.status != http.client.OK:
-            raise ArtifactError(f"llama.cpp answered {reply.status} to {path}: {content[:200].decode(errors='replace')}")
+            raise ArtifactError(
+                f"llama.cpp answered {reply.status} to {path}: {content[:200].decode(errors='replace')}"
+            )
         return json.loads(content)
 
 

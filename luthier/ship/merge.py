@@ -1,8 +1,9 @@
 """Adapter + base -> merged safetensors folder: W + scale * B @ A in float32, tensor by tensor, cast once.
 
-Streams one shard at a time straight from safetensors, so the model is never in memory twice and no model class is needed.
-Failures this guards against (research/serving.md section 4): a merge that did nothing because names did not match, a cast that
-rounds the delta away, tied embeddings, adapters of kinds that this sum does not describe. PEFT's adapter files: peft/config.py.
+Streams one shard at a time straight from safetensors, so the model is never in memory twice and no model class is
+needed. Failures this guards against (research/serving.md section 4): a merge that did nothing because names did not
+match, a cast that rounds the delta away, tied embeddings, adapters of kinds that this sum does not describe. PEFT's
+adapter files: peft/config.py.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import ArtifactError
 from luthier.ship.gguf_file import SafetensorsFolder, read_config
-from luthier.ship.gguf_vocab import stop_ids_of
 
 _PREFIX = "base_model.model."
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -31,7 +32,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Figures of one merge. Shares are of the merged modules' weights; `lost_share` is ||rounded delta - delta|| / ||delta||."""
+    """changed_share: of the merged modules' weights, 0..1. lost_share: ||rounded - delta|| / ||delta||."""
 
     num_modules: int
     num_weights: int
@@ -63,7 +64,12 @@ class _Tally:
 
 
 def merge(
-    base_folder: Path, adapter_folder: Path, out: Path, *, stop_ids: frozenset[int] | None = None, dtype: str | None = None
+    base_folder: Path,
+    adapter_folder: Path,
+    out: Path,
+    *,
+    stop_ids: frozenset[int] | None = None,
+    dtype: str | None = None,
 ) -> MergeReport:
     """Writes the merged model as a Hugging Face folder `out` that plain transformers loads.
 
@@ -81,11 +87,13 @@ def merge(
     with SafetensorsFolder(base_folder) as base:
         if missing := sorted(set(deltas) - set(base.names)):
             raise ArtifactError(
-                f"{adapter_folder}: {len(missing)} of {len(deltas)} adapter modules are not in {base_folder}: {missing[0]}",
+                f"{adapter_folder}: {len(missing)} of {len(deltas)} adapter modules are not in the base: {missing[0]}",
                 hint="this adapter was trained on another base model",
             )
         for file in base.files:
-            weights = {name: _merged(base.tensor(name), deltas.get(name), name, dtype, tally) for name in base.names_in(file)}
+            weights = {
+                name: _merged(base.tensor(name), deltas.get(name), name, dtype, tally) for name in base.names_in(file)
+            }
             save_file(weights, out / file, metadata={"format": "pt"})
             stored = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     _check(tally, num_expected=len(deltas), adapter=adapter_folder)
@@ -109,7 +117,9 @@ def _merged(weight: torch.Tensor, delta: _Delta | None, name: str, dtype: str | 
         raise ArtifactError(f"{name}: adapter gives {tuple(change.shape)}, the base has {tuple(weight.shape)}")
     exact = weight.float() + change
     if not torch.isfinite(exact).all():
-        raise ArtifactError(f"{name}: the merged weight holds NaN or infinity", hint="the training run diverged; see its loss")
+        raise ArtifactError(
+            f"{name}: the merged weight holds NaN or infinity", hint="the training run diverged; see its loss"
+        )
     rounded = exact.to(target)
     tally.num_modules += 1
     tally.num_weights += weight.numel()
@@ -124,7 +134,9 @@ def _check(tally: _Tally, *, num_expected: int, adapter: Path) -> None:
     if tally.num_modules != num_expected:
         raise ArtifactError(f"{adapter}: merged {tally.num_modules} of {num_expected} modules")
     if tally.max_delta == 0.0:
-        raise ArtifactError(f"{adapter}: every delta is zero, so merging would only copy the base", hint="was it trained?")
+        raise ArtifactError(
+            f"{adapter}: every delta is zero, so merging would only copy the base", hint="was it trained?"
+        )
     if tally.num_changed == 0:
         raise ArtifactError(
             f"{adapter}: the base's dtype rounds every delta (at most {tally.max_delta:.2e}) away",
@@ -198,7 +210,7 @@ def _refuse_tied(module: str, *, tied: bool) -> None:
 
 
 def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule (utils/other.py get_pattern_key): the first pattern that matches the end of the module's name wins."""
+    """PEFT's rule (utils/other.py get_pattern_key): the first pattern that matches the end of the name wins."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -220,7 +232,7 @@ def _copy_rest(
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     path = out / "generation_config.json"
     generation = json.loads(path.read_text()) if path.is_file() else {}
-    stops = sorted(stop_ids if stop_ids is not None else stop_ids_of(base_folder))
+    stops = sorted(stop_ids if stop_ids is not None else Tokenizer.load(base_folder).stop_ids)
     if stops:
         generation["eos_token_id"] = stops if len(stops) > 1 else stops[0]
     path.write_text(json.dumps(generation, indent=2) + "\n")

@@ -3,20 +3,21 @@
 Binary scores use McNemar's test, and mid-p rather than exact: its type-I error stays at or below .0505 for 30..500
 pairs, while the exact test wastes power (.005-.043). Source: arXiv 2602.10144 and research/eval_data.md A2, item 5.
 Everything else (graded scores, or items that come in groups) uses the sign-flip test of `permutation.py`.
-Legend: b items that only the treated arm got right, c items that only the control got right, n pairs, delta (b - c) / n.
+Legend: b items that only the treated arm got right, c items that only the control got right, n pairs,
+delta (b - c) / n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from luthier.stats.intervals import tango
-from luthier.stats.permutation import cluster_sums, subset_ratios
+from luthier.stats.intervals import bca, tango
+from luthier.stats.permutation import cluster_sums, subset_ratios, swap_test
 from luthier.stats.power import clustered_error
 
 UNSEEN_WINS = 2
@@ -110,3 +111,39 @@ def compare(
         wins,
         losses,
     )
+
+
+def compare_corpus(
+    treated_NK: np.ndarray,
+    control_NK: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[Hashable],
+    *,
+    alpha: float,
+    seed: int = 0,
+) -> Comparison:
+    """Compare a figure that is no mean of items (macro-F1, BLEU) from additive per-item statistics (N, K).
+
+    p by swapping the arms within random groups, bounds by BCa bootstrap over groups. Two arms without any difference
+    get the upper bound that Tango's interval gives for that many groups.
+    """
+    if not (treated_NK.shape == control_NK.shape and len(treated_NK) == len(groups) >= 1):
+        raise ValueError(f"statistics must be finite and of one shape, got {treated_NK.shape} and {control_NK.shape}")
+    t_GK, c_GK = cluster_sums(treated_NK, groups), cluster_sums(control_NK, groups)
+    differs = (treated_NK != control_NK).any(axis=1)
+    n, num_groups = len(groups), len(t_GK)
+
+    def difference(index: np.ndarray) -> np.ndarray:
+        flat = index.reshape(-1, index.shape[-1])
+        counts = np.stack([np.bincount(row, minlength=num_groups) for row in flat]).astype(float)
+        return (score(counts @ t_GK) - score(counts @ c_GK)).reshape(index.shape[:-1])
+
+    delta = float(difference(np.arange(num_groups)))
+    low, high = bca(difference, num_groups, confidence=1 - 2 * alpha, seed=seed)
+    if not differs.any():
+        low, high = (float(bound) for bound in tango(0, 0, num_groups, confidence=1 - 2 * alpha))
+    error = max((high - low) / (2 * float(stats.norm.ppf(1 - alpha))), 1 / n)
+    p_value = swap_test(t_GK, c_GK, score, seed=seed)
+    method = "swap permutation, BCa bootstrap over groups"
+    gains = int((differs & (treated_NK.sum(axis=1) > control_NK.sum(axis=1))).sum())
+    return Comparison(delta, low, high, p_value, method, n, num_groups, error, gains, int(differs.sum()) - gains)

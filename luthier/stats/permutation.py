@@ -96,8 +96,8 @@ def swap_test(
 ) -> float:
     """One-sided p value of H1 "score(treated) > score(control)" for scores of summed statistics (macro-F1, BLEU).
 
-    treated_GK, control_GK: per group, summed statistics; `score` maps (..., K) sums to (...) scores. Each draw swaps the
-    two arms within a random subset of the groups (approximate randomisation, as in sacrebleu's "ar" test).
+    treated_GK, control_GK: per group, summed statistics; `score` maps (..., K) sums to (...) scores. Each draw swaps
+    the two arms within a random subset of the groups (approximate randomisation, as in sacrebleu's "ar" test).
     """
     masks, _ = subset_masks(len(treated_GK), seed=seed)
     total_t, total_c = treated_GK.sum(axis=0), control_GK.sum(axis=0)

@@ -1,7 +1,7 @@
 """How many items a decision needs, and what effect a finished run could have seen.
 
-Formulas: research/eval_data.md Appendix A (Miller, arXiv 2411.00640, gives the same shape). psi = discordance = the share
-of items on which two arms differ. All tests are one-sided at `alpha`.
+Formulas: research/eval_data.md Appendix A (Miller, arXiv 2411.00640, gives the same shape). psi = discordance = the
+share of items on which two arms differ. All tests are one-sided at `alpha`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _z(probability: float) -> float:
 
 
 def pairs_for_superiority(effect: float, discordance: float, *, alpha: float = 0.05, power: float = POWER) -> int:
-    """Pairs needed to show a gain when the true gain is `effect` (> 0); discordance below the effect is lifted to it."""
+    """Pairs needed to show a gain when the true gain is `effect` (> 0); discordance is at least the effect."""
     psi = max(discordance, effect)
     root = _z(1 - alpha) * math.sqrt(psi) + _z(power) * math.sqrt(psi - effect**2)
     return math.ceil((root / effect) ** 2)

@@ -21,6 +21,8 @@ _DAMAGE = re.compile(r"\ufffd|Ã[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘�
 
 def normalise(text: str) -> str:
     """`text` folded for comparison: NFKC, casefold, no invisible characters, single spaces, no outer space."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _SPACES.sub(" ", _INVISIBLE.sub("", folded)).strip()
 
@@ -34,10 +36,12 @@ def scrub(text: str, counts: Counter[str] | None = None) -> str:
     found = counts if counts is not None else Counter()
     clean = text.replace("\r\n", "\n").replace("\r", "\n")
     found["line ends made \\n"] += clean != text
-    bare = _CONTROLS.sub("", clean.replace("\ufeff", ""))
+    bare = clean if clean.isprintable() else _CONTROLS.sub("", clean.replace("\ufeff", ""))
     found["control characters removed"] += bare != clean
     stripped = bare.strip()
     found["outer space removed"] += stripped != bare
+    if stripped.isascii():
+        return stripped
     found["invisible or direction marks (kept)"] += bool(_INVISIBLE.search(stripped))
     found["signs of a damaged encoding (kept)"] += bool(_DAMAGE.search(stripped))
     return stripped

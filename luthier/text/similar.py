@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain
 
 from rensa import RMinHash, RMinHashLSH
 
@@ -55,31 +56,32 @@ def similar_pairs(sets: Sequence[frozenset[str]], threshold: float, num_bands: i
 
 
 def exact_pairs(
-    left: Sequence[frozenset[str]], right: Sequence[frozenset[str]], threshold: float
+    sets: Sequence[frozenset[str]], labels: Sequence[Hashable], threshold: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Every (i of left, j of right, similarity) with Jaccard similarity >= `threshold` > 0. Misses none.
+    """Every (i, j, similarity), i < j, of different labels with Jaccard similarity >= `threshold` > 0. Misses none.
 
     Two sets that similar must share a shingle among the first n - ceil(threshold * n) + 1 of either, in any fixed
-    order; rarest first makes those meetings few.
+    order; rarest first makes those meetings few, and a shingle of one set only needs no meeting place at all.
     """
     if threshold <= 0:
         raise ValueError(f"threshold is {threshold}; expected a value above 0")
-    counts = Counter(shingle for sets in (left, right) for one in sets for shingle in one)
-    order = {shingle: rank for rank, (shingle, _) in enumerate(sorted(counts.items(), key=lambda kv: (kv[1], kv[0])))}
+    counts = Counter(chain.from_iterable(sets))
     meetings: dict[str, list[int]] = defaultdict(list)
-    for i, one in enumerate(left):
-        for shingle in _prefix(one, order, threshold):
-            meetings[shingle].append(i)
-    for j, one in enumerate(right):
-        near = {i for shingle in _prefix(one, order, threshold) for i in meetings.get(shingle, ())}
+    for j, one in enumerate(sets):
+        prefix = _prefix(one, counts, threshold)
+        near = {i for shingle in prefix for i in meetings.get(shingle, ()) if labels[i] != labels[j]}
         for i in sorted(near):
-            if min(len(left[i]), len(one)) < threshold * max(len(left[i]), len(one)):
-                continue
-            similarity = jaccard(left[i], one)
-            if similarity >= threshold:
-                yield i, j, similarity
+            if min(len(sets[i]), len(one)) >= threshold * max(len(sets[i]), len(one)) - 1e-9:
+                similarity = jaccard(sets[i], one)
+                if similarity >= threshold:
+                    yield i, j, similarity
+        for shingle in prefix:
+            meetings[shingle].append(j)
 
 
-def _prefix(one: frozenset[str], order: dict[str, int], threshold: float) -> list[str]:
+def _prefix(one: frozenset[str], counts: Counter[str], threshold: float) -> list[str]:
+    """The shingles of the set's prefix that some other set has too."""
     size = len(one) - math.ceil(threshold * len(one) - 1e-9) + 1
-    return sorted(one, key=order.__getitem__)[:size] if one else []
+    shared = [shingle for shingle in one if counts[shingle] > 1]
+    size -= len(one) - len(shared)
+    return sorted(shared, key=lambda shingle: (counts[shingle], shingle))[:size] if one and size > 0 else []

@@ -38,7 +38,8 @@ def small_model(*, seed: int = 0, dropout: float = 0.0, adapter_seed: int = 1, *
         num_key_value_heads=2, max_position_embeddings=256, attn_implementation="sdpa",
     )  # fmt: skip
     model = SmallModel(config)
-    apply_lora(model, AdapterSpec(**({"lora_r": 4, "lora_alpha": 8, "lora_dropout": dropout} | spec)), seed=adapter_seed)
+    settings = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": dropout} | spec
+    apply_lora(model, AdapterSpec(**settings), seed=adapter_seed)
     return model
 
 
@@ -88,7 +89,8 @@ def plan_epoch(row_set, budget: int, seed: int, epoch: int) -> list[list[int]]:
 
 def spec_of(**changes) -> TrainSpec:
     """A quick run: 40-token micro-batches, a rate that moves tiny models."""
-    return TrainSpec(**({"sequence_len": 40, "micro_batch_tokens": 40, "learning_rate": 1e-2, "num_epochs": 2} | changes))
+    settings = {"sequence_len": 40, "micro_batch_tokens": 40, "learning_rate": 1e-2, "num_epochs": 2} | changes
+    return TrainSpec(**settings)
 
 
 def run(model, spec: TrainSpec, run_dir: Path, **changes):

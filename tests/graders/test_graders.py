@@ -58,7 +58,17 @@ def test_token_f1_by_hand():
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 2}', '{"a": NaN}', "[Infinity]", '{"a": 1} {"b": 2}', '```json\n{"a": 1}\n```', "", "{'a': 1}", "[" * 99_999]
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '{"a": NaN}',
+        "[Infinity]",
+        '{"a": 1} {"b": 2}',
+        '```json\n{"a": 1}\n```',
+        "",
+        "{'a': 1}",
+        "[" * 99_999,
+    ],
 )
 def test_strict_parse_refuses(text):
     with pytest.raises(ValueError):
@@ -87,7 +97,15 @@ def test_fields():
 
 def test_json_equality_has_no_python_surprises():
     assert same_json({"a": [1, {"b": None}]}, {"a": [1.0, {"b": None}]})
-    for left, right in ((1, True), (0, False), ("1", 1), ([1], [1, 2]), ({"a": None}, {}), (None, False), ([True], [1])):
+    for left, right in (
+        (1, True),
+        (0, False),
+        ("1", 1),
+        ([1], [1, 2]),
+        ({"a": None}, {}),
+        (None, False),
+        ([True], [1]),
+    ):
         assert not same_json(left, right) and not same_json(right, left)
 
 
@@ -105,4 +123,6 @@ def test_macro_f1_equals_a_plain_computation():
 def test_bleu_equals_sacrebleu():
     answers = ["the cat sat on a mat", "hello there world", "a b c d e f g", ""]
     references = ["the cat sat on the mat", "hello world", "a b c d e g f", "something"]
-    assert figure("bleu", answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score / 100)
+    assert figure("bleu", answers, references) == pytest.approx(
+        sacrebleu.corpus_bleu(answers, [references]).score / 100
+    )

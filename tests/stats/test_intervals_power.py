@@ -34,7 +34,9 @@ def test_tango_equals_root_finding(b, c, n):
     estimate = (b - c) / n
     for bound, target, span in ((low, z, (-1 + 1e-12, estimate)), (high, -z, (estimate, 1 - 1e-12))):
         if abs(span[1] - span[0]) > 1e-9 and estimate not in (-1, 1):
-            root = optimize.brentq(lambda d, target=target: float(tango_z(b, c, n, d)) - target, *_inside(span, estimate))
+            root = optimize.brentq(
+                lambda d, target=target: float(tango_z(b, c, n, d)) - target, *_inside(span, estimate)
+            )
             assert float(bound) == pytest.approx(root, abs=1e-8)
     assert low <= estimate <= high
 
@@ -88,7 +90,9 @@ def test_error_detectable_effect_and_more_pairs_fit_together():
     error = clustered_error(deltas, range(200))
     assert error == pytest.approx(deltas.std(ddof=1) / np.sqrt(200))
     effect = detectable_effect(error)
-    assert pairs_for_error(200, error, effect) in (200, 201) and pairs_for_error(200, error, effect / 2) == pytest.approx(800, abs=2)
+    assert pairs_for_error(200, error, effect) in (200, 201) and pairs_for_error(
+        200, error, effect / 2
+    ) == pytest.approx(800, abs=2)
     assert clustered_error(np.zeros(50), range(50)) == 1 / 50
     assert clustered_error(np.repeat(deltas, 4), np.repeat(np.arange(200), 4)) == pytest.approx(error)
     assert effective_pairs(500, 10, 0.71) == pytest.approx(67.7, abs=0.1)

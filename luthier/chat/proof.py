@@ -1,0 +1,147 @@
+"""Runs P1-P8 on real rows and on planted conversations of the same shapes. Jobs refuse to train unless all pass.
+
+Planted: for every sequence of roles seen in the rows, one conversation whose contents are canary words, and one whose
+contents also hold every special token of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.chat.codec import ChatCodec
+from luthier.chat.conversation import checked
+from luthier.chat.obligations import OBLIGATIONS, Case, Turn
+from luthier.errors import TemplateError
+from luthier.types import EncodedRow, Row
+
+_MAX_SHAPES = 16  # sequences of roles that get planted conversations
+_BENIGN = "ok"
+
+
+@dataclass(frozen=True)
+class Obligation:
+    """One obligation: `detail` is its meaning when passed, the first counterexample when not."""
+
+    id: str
+    passed: bool
+    detail: str
+    num_checked: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The table of obligations; `refused`: rows that could not be encoded (data/ quarantines such rows)."""
+
+    obligations: tuple[Obligation, ...]
+    num_rows: int
+    refused: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True when every obligation holds (an obligation that was never checked does not)."""
+        return all(o.passed for o in self.obligations)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able form for manifests."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def prove(codec: ChatCodec, rows: Sequence[Row], *, max_rows: int = 200) -> Proof:
+    """Checks P1-P8 on up to `max_rows` rows spread evenly over `rows`, and on planted conversations. Raises nothing.
+
+    Text rows have no template and take part in no obligation; when there are no chat rows at all, a planted
+    user/assistant conversation stands in.
+    """
+    chats = [row for row in rows if row.messages]
+    step = max(1, len(chats) // max_rows)
+    sample = chats[::step][:max_rows]
+    shapes = list(dict.fromkeys(tuple(str(m.get("role")) for m in row.messages) for row in sample))[:_MAX_SHAPES]
+    planted = [row for shape in shapes or [("user", "assistant")] for row in _planted(codec, shape)]
+    counterexamples: dict[str, str] = {}
+    num_checked: Counter[str] = Counter()
+    refused = []
+    for row in [*planted, *sample]:
+        try:
+            cases = list(_cases(codec, row))
+        except TemplateError as error:
+            refused.append(f"{row.id}: {error}")
+            continue
+        for case in cases:
+            for name, (_, check) in OBLIGATIONS.items():
+                num_checked[name] += 1
+                problem = check(codec.tokenizer, case)
+                if problem is not None:
+                    counterexamples.setdefault(name, f"{_where(row)}: {problem}")
+    nothing = f"nothing could be checked: {refused[0]}" if refused else "nothing could be checked"
+    table = tuple(
+        Obligation(
+            name,
+            name not in counterexamples and num_checked[name] > 0,
+            counterexamples.get(name, meaning if num_checked[name] else nothing),
+            num_checked[name],
+        )
+        for name, (meaning, _) in OBLIGATIONS.items()
+    )
+    return Proof(table, len(sample), tuple(refused[:20]))
+
+
+def _where(row: Row) -> str:
+    return f"{row.source}:{row.line}" if row.source else f"row {row.id}"
+
+
+def _canary(*parts: object) -> str:
+    """A word that no corpus holds, the same in every run."""
+    return "q" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+
+def _planted(codec: ChatCodec, shape: tuple[str, ...]) -> Iterator[Row]:
+    """Two conversations of this shape: canaries, and canaries beside every special token of the tokenizer."""
+    words = [_canary(shape, i) for i in range(len(shape))]
+    messages = tuple({"role": role, "content": word} for role, word in zip(shape, words, strict=True))
+    yield Row(id="planted-canaries", messages=messages)
+    injection = " ".join(codec.tokenizer.special_tokens)
+    poisoned = tuple({**m, "content": f"{m['content']} {injection} {m['content']}"} for m in messages)
+    if injection:
+        yield Row(id="planted-injection", messages=poisoned)
+
+
+def _cases(codec: ChatCodec, row: Row) -> Iterator[Case]:
+    """The cases of one row: one for each encoded row. Raises TemplateError when it cannot be encoded."""
+    encoded = codec.encode(row)
+    messages = checked(row.messages)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    planted = row.id.startswith("planted-")
+    if len(encoded) == 1:
+        yield _case(codec, encoded[0], messages, turns, planted)
+        return
+    for turn, one in zip(turns, encoded, strict=True):
+        yield _case(codec, one, messages[: turn + 1], [turn], planted)
+
+
+def _case(
+    codec: ChatCodec, encoded: EncodedRow, messages: Sequence[Mapping[str, Any]], turns: list[int], planted: bool
+) -> Case:
+    tokenizer = codec.tokenizer
+    benign = [m if m["role"] == "assistant" and not planted else {**m, "content": _BENIGN} for m in messages]
+    benign = [_without(m, tuple(tokenizer.special_tokens)) for m in benign]
+    foreign = tuple(m["content"].split()[0] for m in messages if planted and m["role"] != "assistant")
+    return Case(
+        encoded=encoded,
+        text=codec.renderer.text(messages),
+        injected=any(token in m["content"] for m in messages for token in tokenizer.control_tokens),
+        turns=tuple(Turn(tuple(codec.prompt_ids(messages[:i])), messages[i]["content"]) for i in turns),
+        control_counts=dict(Counter(tokenizer.encode(codec.renderer.text(benign)))),
+        foreign=foreign,
+        own=tuple(messages[i]["content"].split()[0] for i in turns) if planted else (),
+    )
+
+
+def _without(message: Mapping[str, Any], tokens: tuple[str, ...]) -> Mapping[str, Any]:
+    content = message["content"]
+    for token in tokens:
+        content = content.replace(token, _BENIGN)
+    return message if content == message["content"] else {**message, "content": content}

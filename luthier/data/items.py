@@ -1,0 +1,38 @@
+"""A usable row on its way through `prepare`: the canonical row, where it stood, and what it is compared by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.records import Record
+from luthier.text.normalise import normalise
+from luthier.types import Message, Row
+
+
+@dataclass(frozen=True)
+class Item:
+    """row; record: its place (no value); group: value of data.group_by or ""; stratum: of data.stratify_by or ""."""
+
+    row: Row
+    record: Record
+    group: str = ""
+    stratum: str = ""
+
+
+def row_id(messages: tuple[Message, ...], text: str) -> str:
+    """16 hex digits of the sha256 of a row's content: the same row has the same id in every run."""
+    content: Any = [[message["role"], message["content"]] for message in messages] or text
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def prompt_text(row: Row) -> str:
+    """What a row is compared by: its turns before the answer without the system message, or its text."""
+    return row.text or "\n".join(m["content"] for m in row.prompt if m["role"] != "system")
+
+
+def prompt_key(row: Row) -> str:
+    """`prompt_text`, normalised: equal keys are the same question."""
+    return normalise(prompt_text(row))

@@ -1,0 +1,136 @@
+"""Files into items: read, mapped to the canonical row, cleaned; whatever fails goes to the quarantine by its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from luthier.config.data import DataSpec
+from luthier.data.answers import Answerer, SchemaCheck, load_schema
+from luthier.data.clean import clean_content
+from luthier.data.detect import Detected, detect
+from luthier.data.formats import SAMPLE_ROWS, ColumnsReader, Content, Mapping, to_content, vote
+from luthier.data.items import Item, row_id
+from luthier.data.quarantine import Quarantine
+from luthier.data.read import read_records
+from luthier.data.records import Record
+from luthier.data.sources import Source
+from luthier.data.templates import as_text
+from luthier.data.turns import RowError
+from luthier.errors import ConfigError, DataError
+from luthier.types import Row
+
+
+@dataclass
+class FileReport:
+    """What one file held. rows_read == rows_kept + rows_quarantined is asserted when the run is over."""
+
+    file: str
+    role: str
+    container: str
+    format: str
+    num_bytes: int
+    rows_read: int = 0
+    rows_kept: int = 0
+    rows_quarantined: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first rows of a file say (for `luthier init` and messages)."""
+
+    detected: Detected
+    columns: tuple[str, ...]
+    mapping: Mapping | None
+    problem: str
+    rows: tuple[dict[str, Any], ...]
+
+
+def look(path: Path) -> Look:
+    """The first rows of a file: its columns, and how they would be read, or why they cannot be."""
+    detected = detect(path)
+    rows = tuple(r.value for r in islice(read_records(detected, path.name), SAMPLE_ROWS) if r.value is not None)
+    columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    try:
+        return Look(detected, columns, vote(rows, path.name), "", rows)
+    except DataError as error:
+        return Look(detected, columns, None, str(error), rows)
+
+
+class Loader:
+    """Reads files of one role by one spec. `needs_answer`: False for prompts only."""
+
+    def __init__(self, spec: DataSpec, base_dir: Path, quarantine: Quarantine, *, needs_answer: bool = True) -> None:
+        schema = load_schema(base_dir / spec.json_schema) if spec.json_schema else None
+        if spec.json_fields and not spec.prompt:
+            raise ConfigError("data.json_fields needs data.prompt beside it", hint='such as data.prompt: "{text}"')
+        answerer = Answerer(spec.completion, spec.json_fields, schema) if needs_answer and spec.prompt else None
+        self._columns = ColumnsReader(spec.prompt, answerer) if spec.prompt else None
+        self._schema = SchemaCheck(schema) if schema and needs_answer else None
+        self._spec, self._quarantine, self._needs_answer = spec, quarantine, needs_answer
+        self.counts: Counter[str] = Counter()
+
+    def load(self, source: Source) -> tuple[list[Item], FileReport]:
+        """The usable rows of one file, and its report (rows_kept still open)."""
+        detected = detect(source.path)
+        records = read_records(detected, source.name)
+        head = list(islice(records, SAMPLE_ROWS))
+        mapping = self._mapping(source, [record.value for record in head if record.value is not None])
+        size = source.path.stat().st_size
+        report = FileReport(source.name, source.role, str(detected), str(mapping), size)
+        report.warnings += detected.warnings
+        items = list(self._items(chain(head, records), mapping, report))
+        if not report.rows_read:
+            raise DataError(f"{source.name}: holds no rows", hint="remove it from the config or fetch it again")
+        return items, report
+
+    def _mapping(self, source: Source, rows: list[dict[str, Any]]) -> Mapping:
+        if self._columns:
+            self._columns.check(rows, source.name)
+            return Mapping("columns", {column: column for column in self._columns.columns})
+        if not rows:
+            return Mapping("text", {"text": "text"})
+        return vote(rows, source.name, forced=self._spec.format, needs_answer=self._needs_answer)
+
+    def _items(self, records: Iterator[Record], mapping: Mapping, report: FileReport) -> Iterator[Item]:
+        for record in records:
+            report.rows_read += 1
+            if record.value is None:
+                self._quarantine.add(record, record.problem)
+                continue
+            try:
+                yield self._item(record, record.value, mapping)
+            except RowError as error:
+                self._quarantine.add(record, str(error))
+
+    def _item(self, record: Record, value: dict[str, Any], mapping: Mapping) -> Item:
+        messages, text = self._content(value, mapping)
+        messages, text = clean_content(messages, text, self._spec, self.counts, needs_answer=self._needs_answer)
+        if self._schema and messages:
+            self._schema.check(messages[-1]["content"])
+        used = set() if mapping.kind == "columns" else set(mapping.keys.values())
+        columns = {key: cell for key, cell in value.items() if key not in used}
+        row = Row(row_id(messages, text), messages, text, record.file, record.line, columns=columns)
+        return Item(row, replace(record, value=None), self._group(value), self._stratum(value))
+
+    def _content(self, value: dict[str, Any], mapping: Mapping) -> Content:
+        if self._columns:
+            return self._columns.content(value, system=self._spec.system)
+        return to_content(value, mapping, system=self._spec.system, needs_answer=self._needs_answer)
+
+    def _group(self, value: dict[str, Any]) -> str:
+        column = self._spec.group_by
+        if not column or not self._needs_answer:
+            return ""
+        group = as_text(value.get(column)).strip()
+        if not group:
+            raise RowError(f"column {column!r} of data.group_by is missing or empty")
+        return group
+
+    def _stratum(self, value: dict[str, Any]) -> str:
+        return as_text(value.get(self._spec.stratify_by)) if self._spec.stratify_by else ""

@@ -1,0 +1,172 @@
+"""JSONL and JSON-array readers that refuse what other parsers let through.
+
+What: duplicate keys, NaN and Infinity, lone surrogates, too deep nesting, two values on a line: each makes its row a
+broken record with the reason. Why: `json.loads` keeps the last of two equal keys, reads NaN, and lets a surrogate pass
+that kills the tokenizer an hour later.
+Source: RFC 8259; RFC 7493 (I-JSON) forbids the first three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from luthier.data.records import Record, bad_utf8
+from luthier.data.streams import read_lines
+from luthier.errors import DataError
+
+MAX_ARRAY_BYTES = 1 << 30
+MAX_DEPTH_WORDS = "nested too deep"
+_SPACE = " \t\n\r"
+
+
+class _Strict:
+    """A JSON decoder that notes what is ambiguous instead of choosing silently."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            self.problems.append(f"duplicate key {twice[:40]!r} in one object")
+        return found
+
+    def _constant(self, name: str) -> None:
+        self.problems.append(f"{name} is not JSON")
+
+    def at(self, text: str, position: int) -> tuple[Any, int]:
+        """(value, end) of the JSON value at `position`; ValueError with a problem text where there is none."""
+        self.problems.clear()
+        try:
+            return self.decoder.raw_decode(text, position)
+        except RecursionError:
+            raise ValueError(MAX_DEPTH_WORDS) from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not valid JSON: {error.msg} at character {error.pos - position + 1}") from None
+        except ValueError as error:
+            raise ValueError(f"not valid JSON: {str(error)[:80]}") from None
+
+    def verdict(self, value: Any) -> str:
+        """Why `value`, just parsed, cannot be a row; "" if it can."""
+        if self.problems:
+            return self.problems[0]
+        if not isinstance(value, dict):
+            return f"not an object: {_kind(value)}"
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return "a lone surrogate (half a character, such as \\ud800) in a string"
+        except RecursionError:
+            return MAX_DEPTH_WORDS
+        return ""
+
+
+def read_jsonl(stream: BinaryIO, name: str) -> Iterator[Record]:
+    """One record per line that is not blank."""
+    strict = _Strict()
+    for line in read_lines(stream):
+        record = Record.of_line(name, line)
+        if record.problem:
+            yield record
+        elif record.text.strip():
+            yield _parse_line(record, strict)
+
+
+def _parse_line(record: Record, strict: _Strict) -> Record:
+    text = record.text.strip(_SPACE)
+    try:
+        value, end = strict.at(text, 0)
+    except ValueError as error:
+        return record.with_problem(str(error))
+    problem = strict.verdict(value)
+    if end != len(text):
+        rest = text[end:].lstrip(_SPACE + ",")
+        problem = (
+            "two JSON values on one line" if rest[:1] in ("{", "[") else f"text after the JSON value: {rest[:1]!r}"
+        )
+    return record.with_problem(problem) if problem else record.with_value(value)
+
+
+def read_json(stream: BinaryIO, name: str) -> Iterator[Record]:
+    """One record per element of a top-level array. Held in memory, so at most MAX_ARRAY_BYTES.
+
+    Raises DataError where the array itself is broken: after a syntax error nobody knows where the next row begins.
+    """
+    data = stream.read(MAX_ARRAY_BYTES + 1)
+    if len(data) > MAX_ARRAY_BYTES:
+        raise DataError(f"{name}: a JSON array of more than {MAX_ARRAY_BYTES >> 20} MiB", hint=_TO_LINES.format(name))
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    position = _skip(text, 0)
+    if text[position : position + 1] == "{":
+        raise DataError(
+            f"{name}: one JSON object, expected an array of rows{_list_keys(text)}", hint=_TO_LINES.format(name)
+        )
+    yield from _elements(text, position, name, len(data) - len(text.encode("utf-8", "surrogateescape")))
+
+
+_TO_LINES = "write one row a line: python -c \"import json;[print(json.dumps(r)) for r in json.load(open('{}'))]\""
+
+
+def _elements(text: str, position: int, name: str, mark_bytes: int) -> Iterator[Record]:
+    strict, line, byte, seen = _Strict(), 1, mark_bytes, 0
+    position = _skip(text, position + 1)
+    while text[position : position + 1] != "]":
+        between = text[seen:position]
+        line, byte, seen = line + between.count("\n"), byte + _num_bytes(between), position
+        try:
+            value, end = strict.at(text, position)
+        except ValueError as error:
+            raise DataError(f"{name}:{line}: {error}", hint="mend the file there, or write one row a line") from None
+        raw = text[position:end].encode("utf-8", "surrogateescape")
+        record = Record(name, line, byte, len(raw), hashlib.sha256(raw).hexdigest())
+        problem = _undecodable(raw, byte) or strict.verdict(value)
+        yield record.with_problem(problem) if problem else record.with_value(value)
+        position = _skip(text, end)
+        here = text[position : position + 1]
+        if here == ",":
+            position = _skip(text, position + 1)
+            here = "" if text[position : position + 1] == "]" else ","
+        if here not in (",", "]"):
+            at = line + text.count("\n", seen, position)
+            raise DataError(f"{name}:{at}: the array breaks off or lacks a comma here", hint="is the file complete?")
+    if text[_skip(text, position + 1) :]:
+        at = line + text.count("\n", seen, position)
+        raise DataError(f"{name}:{at}: more text after the end of the array", hint="keep one array per file")
+
+
+def _undecodable(raw: bytes, byte: int) -> str:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return bad_utf8(byte + error.start, raw[error.start])
+    return ""
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _SPACE:
+        position += 1
+    return position
+
+
+def _list_keys(text: str) -> str:
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    lists = [key for key, value in whole.items() if isinstance(value, list)]
+    return f" (rows may be under the key {lists[0]!r})" if lists else ""
+
+
+def _kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,91 @@
+"""Parquet and Arrow readers (pyarrow): rows as plain Python values, batch by batch.
+
+Dates, decimals and the like become text in their usual notation; NaN becomes null, as in JSON. `line` is the row number
+from 1. Both Arrow layouts are read: the file format (ARROW1) and the stream that Hugging Face `datasets` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from luthier.data.detect import Detected
+from luthier.data.records import Record
+from luthier.data.streams import open_stream
+from luthier.errors import DataError
+
+BATCH_ROWS = 1024
+MAX_UNPACKED_TABLE_BYTES = 2 << 30
+
+
+def read_table(detected: Detected, name: str) -> Iterator[Record]:
+    """One record per row. Raises DataError when the file is broken or two columns share a name."""
+    number = 0
+    try:
+        for batch in _batches(detected, name):
+            for row in batch.to_pylist():
+                number += 1
+                yield _record(name, number, row)
+    except pa.ArrowException as error:
+        words = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{name}: broken {detected.container} after row {number}: {words}", hint="write it again"
+        ) from error
+
+
+def _batches(detected: Detected, name: str) -> Iterator[pa.RecordBatch]:
+    source: Any = str(detected.path)
+    if detected.compression:
+        with open_stream(detected.path, detected.compression) as stream:
+            data = stream.read(MAX_UNPACKED_TABLE_BYTES + 1)
+        if len(data) > MAX_UNPACKED_TABLE_BYTES:
+            raise DataError(f"{name}: unpacks to more than 2 GiB", hint="unpack it and name the plain file")
+        source = pa.BufferReader(data)
+    if detected.container == "parquet":
+        with pq.ParquetFile(source) as table:
+            _check_names(table.schema_arrow.names, name)
+            yield from table.iter_batches(BATCH_ROWS)
+        return
+    file = source if detected.compression else pa.memory_map(source)
+    with file:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        _check_names(reader.schema.names, name)
+        yield from (map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader)
+
+
+def _check_names(names: list[str], name: str) -> None:
+    twice = [column for column, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{name}: two columns are called {twice[0]!r}", hint="rename one of them")
+
+
+def _record(name: str, number: int, row: dict[str, Any]) -> Record:
+    try:
+        value = {key: plain_value(cell) for key, cell in row.items()}
+        digest = hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+    except (UnicodeError, ValueError, RecursionError) as error:
+        return Record(name, number, None, None, "", problem=f"a value cannot be written as JSON: {error}")
+    return Record(name, number, None, None, digest, value=value)
+
+
+def plain_value(value: Any) -> Any:
+    """`value` as JSON knows it; bytes must be UTF-8 (ValueError otherwise)."""
+    if isinstance(value, float) and value != value:
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return str(value)

@@ -1,0 +1,231 @@
+"""The data report: what came in, what became of it and why, on one HTML page that a person wants to read.
+
+Row contents appear only as a few samples of kept rows; quarantined content never does (it may be what must not spread).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from luthier.data.quarantine import Entry
+from luthier.data.summary import PreparedSummary
+from luthier.pages.charts import bars, histogram
+from luthier.pages.page import (
+    Html,
+    Section,
+    badge,
+    banner,
+    bullets,
+    code,
+    code_block,
+    details,
+    heading,
+    join,
+    note,
+    page,
+    paragraph,
+    table,
+    tiles,
+)
+from luthier.types import Row
+
+MAX_LABELS = 24
+NUM_SAMPLES = 3
+NUM_PLACES = 200
+LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answer")
+
+
+def data_report(
+    summary: PreparedSummary, rows: Mapping[str, Sequence[Row]], lengths: Sequence[int], entries: Sequence[Entry]
+) -> str:
+    """The page. rows: split -> rows; lengths: tokens of every kept row; entries: the quarantine."""
+    sections = [
+        Section("What came in", _files(summary)),
+        Section("What was set aside", _quarantine(entries)),
+        Section("Repetition", _repetition(summary, entries)),
+        Section("Lengths", _lengths(summary, lengths)),
+        Section("Answers", _answers([row for part in rows.values() for row in part])),
+        Section("The split and its proof", _split(summary)),
+        Section("Samples", _samples(rows.get("train", ()))),
+    ]
+    kinds = [file.container for file in summary.files]
+    files = f"{len(kinds)} file{'s' if len(kinds) != 1 else ''} ({', '.join(sorted(set(kinds)))})"
+    return page("Data report", [s for s in sections if s.html], subtitle=f"from {files}", lead=_lead(summary))
+
+
+def _lead(summary: PreparedSummary) -> Html:
+    kept = summary.rows_kept / max(summary.rows_read, 1)
+    splits = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items() if count)
+    words = f"{summary.rows_kept:,} of {summary.rows_read:,} rows are usable ({kept:.0%}): {splits}."
+    law = f"{summary.rows_read:,} read = {summary.rows_kept:,} kept + {summary.rows_quarantined:,} set aside."
+    trained = summary.tokens.get("train", {})
+    figures = tiles(
+        [
+            ("rows read", summary.rows_read),
+            ("rows kept", summary.rows_kept),
+            ("rows set aside", summary.rows_quarantined),
+            ("tokens in training", trained.get("all", 0)),
+            ("of these trained", trained.get("trained", 0)),
+        ]
+    )
+    kind = "warn" if summary.warnings else "good"
+    return join(banner(words, law, kind), figures, *[note(warning, "warn") for warning in summary.warnings])
+
+
+def _files(summary: PreparedSummary) -> Html:
+    rows = [
+        (code(f.file), f.role, f.container, f.format, f.rows_read, f.rows_kept, f.rows_quarantined)
+        for f in summary.files
+    ]
+    headers = ["file", "role", "content", "read as", "rows read", "kept", "set aside"]
+    cleaned = [(name, count) for name, count in summary.cleaned.items()]
+    extra = join(heading("Cleaning"), table(["what was changed or noticed", "texts"], cleaned)) if cleaned else ""
+    return join(table(headers, rows, numeric=(4, 5, 6)), extra)
+
+
+def _quarantine(entries: Sequence[Entry]) -> Html:
+    if not entries:
+        return note("Nothing: every row that was read is used.", "good")
+    by_reason: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_reason[entry.reason].append(entry)
+    ranked = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    rows = [
+        (reason, badge("fault", "bad") if found[0].is_fault else badge("by rule", "info"), len(found), _place(found[0]))
+        for reason, found in ranked
+    ]
+    places = [(code(f"{e.file}:{e.line}"), e.detail) for e in entries if e.is_fault]
+    more = f" (the first {NUM_PLACES} of {len(places):,})" if len(places) > NUM_PLACES else ""
+    return join(
+        paragraph(
+            "Each with file, line, byte range and digest in ", code("quarantine.jsonl"), "; nothing was deleted."
+        ),
+        table(["reason", "kind", "rows", "first at"], rows, numeric=(2,)),
+        bars([(reason, len(found)) for reason, found in ranked], title="Rows set aside, by reason", unit="rows"),
+        details(f"Every fault by place{more}", table(["place", "what is wrong"], places[:NUM_PLACES]))
+        if places
+        else "",
+    )
+
+
+def _place(entry: Entry) -> Html:
+    return code(f"{entry.file}:{entry.line}")
+
+
+def _repetition(summary: PreparedSummary, entries: Sequence[Entry]) -> Html:
+    clusters: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.reason in LIKENESS:
+            clusters[entry.detail.split(" of ", 1)[1].split(",")[0]].append(entry)
+    ranked = sorted(clusters.items(), key=lambda item: -len(item[1]))[:15]
+    rows = [
+        (code(place), len(found), ", ".join(f"{e.file}:{e.line}" for e in found[:6]) + (" …" if len(found) > 6 else ""))
+        for place, found in ranked
+    ]
+    total = sum(map(len, clusters.values()))
+    words = f"{total:,} rows repeat an earlier one; the first of each stayed." if total else "No row repeats another."
+    conflicts = [(code(c["first"]), code(c["other"])) for c in summary.conflicts[:50]]
+    leaks = [(code(leak["train"]), leak["why"]) for leak in summary.leaks[:NUM_PLACES]]
+    return join(
+        paragraph(words),
+        table(["kept row", "repeats", "set aside"], rows, numeric=(1,), caption="Largest clusters") if rows else "",
+        heading("Same question, different answer") if conflicts else "",
+        table(["first", "other"], conflicts) if conflicts else "",
+        details(
+            f"{len(summary.leaks):,} training rows stand in the test set and were removed from training",
+            table(["training row", "why"], leaks),
+        )
+        if leaks
+        else "",
+    )
+
+
+def _lengths(summary: PreparedSummary, lengths: Sequence[int]) -> Html:
+    names = ("num", "median", "p90", "p99", "longest", "over")
+    rows = [(split, *(int(stats[name]) for name in names)) for split, stats in summary.lengths.items() if stats["num"]]
+    headers = ["split", "rows", "median", "90%", "99%", "longest", "over sequence_len"]
+    chart = histogram(lengths, title="Tokens per row", unit="tokens", marks={"sequence_len": summary.sequence_len})
+    over = summary.quarantined.get("over length", 0)
+    said = note(f"{over:,} rows are longer than sequence_len and were set aside; none was cut.", "warn") if over else ""
+    return join(said, chart, table(headers, rows))
+
+
+def _answers(rows: Sequence[Row]) -> Html:
+    """How the answers are spread, where they come from a small set: whole, or field by field of JSON objects."""
+    answers = [row.answer for row in rows if row.answer]
+    fields = _json_fields(answers)
+    if fields:
+        charts = [_balance(name, counts) for name, counts in fields.items()]
+        drawn = [chart for chart in charts if chart]
+        return (
+            join(paragraph("Every answer is a JSON object; its fields are spread like this."), *drawn)
+            if drawn
+            else Html("")
+        )
+    counts = Counter(answers)
+    if answers and len(counts) <= max(MAX_LABELS, 100) and len(answers) >= 3 * len(counts):
+        return join(_balance("answer", counts))
+    if not answers:
+        return Html("")
+    return histogram([len(answer) for answer in answers], title="Length of the answers", unit="characters")
+
+
+def _balance(name: str, counts: Counter[str]) -> Html:
+    if len(counts) > 100:
+        return Html("")
+    total, (label, most) = sum(counts.values()), counts.most_common(1)[0]
+    words = f"Always answering {label!r} would be right {most / total:.0%} of the time."
+    return join(bars(counts.most_common(), title=name, unit="rows", limit=MAX_LABELS), paragraph(words, muted=True))
+
+
+def _json_fields(answers: Sequence[str]) -> dict[str, Counter[str]]:
+    """field -> counts of its values, if every answer is a JSON object of plain values; {} otherwise."""
+    fields: dict[str, Counter[str]] = {}
+    for answer in answers:
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            return {}
+        if not isinstance(value, dict):
+            return {}
+        for name, cell in value.items():
+            fields.setdefault(name, Counter())[str(cell)[:60]] += 1
+    return fields
+
+
+def _split(summary: PreparedSummary) -> Html:
+    proof = summary.proof
+    recheck = proof["recheck"]
+    shares = proof["shares_wanted"]
+    total = max(sum(proof["rows"].values()), 1)
+    rows = [
+        (name, count, f"{count / total:.1%}", f"{shares[name]:.1%}" if name in shares else "own files")
+        for name, count in proof["rows"].items()
+    ]
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in proof["edges_by_kind"].items()) or "none"
+    facts = [
+        f"{proof['num_groups']:,} groups; the largest holds {proof['largest_group_rows']:,} rows",
+        f"{proof['num_edges']:,} edges at similarity {proof['leak_threshold']} ({kinds})",
+        f"edges that straddle the split: {proof['straddling_edges']}",
+        f"{recheck['method']}: {recheck['pairs_across_splits']} pairs across splits "
+        f"({recheck['edges_that_lsh_had_missed']} edges that MinHash had missed were added first)",
+    ]
+    good = proof["straddling_edges"] == 0
+    claim = "No row of one split resembles a row of another." if good else "Rows leak between the splits."
+    return join(
+        note(claim, "good" if good else "bad"),
+        table(["split", "rows", "share", "wanted"], rows, numeric=(1, 2, 3)),
+        bullets(facts),
+        paragraph("Digest of all edges: ", code(proof["edges_sha256"]), muted=True),
+    )
+
+
+def _samples(rows: Sequence[Row]) -> Html:
+    step = max(len(rows) // NUM_SAMPLES, 1)
+    blocks = []
+    for row in rows[::step][:NUM_SAMPLES]:
+        words = row.text or "\n\n".join(f"{m['role']}: {m['content']}" for m in row.messages)
+        blocks.append(details(f"{row.source}:{row.line}", code_block(words[:4000]), is_open=True))
+    return join(*blocks)

@@ -1,0 +1,121 @@
+"""Prepared rows on disk: canonical rows as JSONL, token ids as flat arrays that are mapped, not loaded.
+
+tokens-<split>.ids.npy uint32 (all tokens one after the other), .trained.npy bool, .offsets.npy int64 (rows + 1),
+.rows.npy (row id of every encoded row). A run of ten million tokens opens in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.errors import ArtifactError
+from luthier.types import EncodedRow, Row
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Encoded rows over flat arrays (types in the module docstring); len() and [i] -> EncodedRow."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    offsets: np.ndarray
+    row_ids: np.ndarray
+
+    @staticmethod
+    def of(rows: Sequence[EncodedRow]) -> EncodedSet:
+        """The same rows as arrays in memory."""
+        lengths = [len(row.ids) for row in rows]
+        return EncodedSet(
+            np.fromiter((i for row in rows for i in row.ids), dtype=np.uint32, count=sum(lengths)),
+            np.fromiter((t for row in rows for t in row.trained), dtype=bool, count=sum(lengths)),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.asarray([row.row_id for row in rows], dtype="U64" if not rows else None),
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens."""
+        return int(self.offsets[-1])
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that carry loss."""
+        return int(np.count_nonzero(self.trained))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        index = range(len(self))[index]
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        row_id = str(self.row_ids[index])
+        return EncodedRow(row_id, tuple(self.ids[span].tolist()), tuple(self.trained[span].tolist()))
+
+    def __iter__(self) -> Iterator[EncodedRow]:
+        return (self[index] for index in range(len(self)))
+
+
+def row_lines(rows: Iterable[Row]) -> str:
+    """Rows as JSONL."""
+    return "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def row_from(value: dict[str, Any]) -> Row:
+    """The row of one parsed line."""
+    return Row(**{**value, "messages": tuple(value["messages"])})
+
+
+def read_rows(folder: Path, split: str) -> list[Row]:
+    """Rows of train, dev, test or unlabelled; an absent split is empty. Raises ArtifactError for a torn file."""
+    path = folder / f"{split}.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            rows += [row_from(json.loads(line))] if line else []
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(
+                f"{path}:{number}: not a prepared row ({error})", hint="run `luthier prepare`"
+            ) from error
+    return rows
+
+
+def write_encoded(folder: Path, split: str, rows: Sequence[EncodedRow]) -> None:
+    """Writes the four arrays of a split into `folder`."""
+    stored = EncodedSet.of(rows)
+    for name, array in zip(_NAMES, (stored.ids, stored.trained, stored.offsets, stored.row_ids), strict=True):
+        np.save(folder / f"tokens-{split}.{name}.npy", array, allow_pickle=False)
+
+
+def read_encoded(folder: Path, split: str) -> EncodedSet:
+    """The encoded rows of train or dev, memory-mapped. Raises ArtifactError when they are missing or do not agree."""
+    paths = [folder / f"tokens-{split}.{name}.npy" for name in _NAMES]
+    try:
+        ids, trained, offsets, row_ids = (_map(path) for path in paths)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}: tokens of {split} cannot be read ({error})", hint="run `luthier prepare`"
+        ) from error
+    if len(ids) != len(trained) or len(ids) != offsets[-1] or len(row_ids) != len(offsets) - 1:
+        raise ArtifactError(f"{folder}: the token arrays of {split} do not agree", hint="run `luthier prepare` again")
+    return EncodedSet(ids, trained, offsets, row_ids)
+
+
+_NAMES = ("ids", "trained", "offsets", "rows")
+
+
+def _map(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode=None if path.stat().st_size < 4096 else "r", allow_pickle=False)
+    return array

@@ -1,0 +1,137 @@
+"""Stage build: merge, write GGUF files, and hold every artefact against the adapter it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.adapters.peft_files import load_adapter
+from luthier.bases.resolve import Base
+from luthier.config.load import Project
+from luthier.config.ship import ParityLimit, ShipSpec
+from luthier.data.stored import read_rows
+from luthier.jobs import console
+from luthier.jobs.artefacts import artefacts_of, write_artefacts
+from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
+from luthier.jobs.prepare import prepare_stage
+from luthier.jobs.stage import Stage, run_stage
+from luthier.jobs.train import train_stage
+from luthier.models.load import load_model
+from luthier.ship.artefact import Artefact
+from luthier.ship.gguf_file import GgufLineage, write_gguf
+from luthier.ship.llama_cpp import LlamaCpp, missing_reason
+from luthier.ship.merge import merge
+from luthier.ship.parity import (
+    LlamaCppCandidate,
+    ModelCandidate,
+    ParityRecord,
+    ParityRow,
+    Reference,
+    judge,
+    model_logits,
+    parity,
+    record_reference,
+)
+from luthier.types import Row
+
+VERSION = 1
+NUM_CTX_MARGIN = 8
+
+
+@dataclass(frozen=True)
+class _Parity:
+    """What every artefact is held against."""
+
+    reference: Reference
+    num_ctx: int
+
+
+def build(project: Project) -> None:
+    """The verb: prepares and trains first when that is needed."""
+    opened = open_base(project)
+    prepared = prepare_stage(project, opened)
+    build_stage(project, opened, prepared, train_stage(project, opened, prepared))
+
+
+def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: Stage) -> Stage:
+    """Merges, exports and checks (or reuses what stands)."""
+    ship = project.spec.ship
+    inputs = {"ship": ship.model_dump(mode="json"), "train": trained.digest, "base": opened.base.digest}
+
+    def make(folder: Path) -> dict[str, Any]:
+        set_threads(project)
+        return _build(project, opened, trained.folder / "adapter", read_rows(prepared.folder, "dev"), folder)
+
+    stage = run_stage(project, "build", VERSION, inputs, make)
+    _tell(stage)
+    return stage
+
+
+def _build(
+    project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path
+) -> dict[str, Any]:
+    ship = project.spec.ship
+    report = merge(opened.base.folder, adapter, folder / "merged", stop_ids=opened.codec.stop_ids)
+    held = _reference(opened, adapter, rows[: ship.parity_rows], folder)
+    artefacts = [Artefact("merged", folder / "merged", (_check_folder(folder / "merged", held, ship),))]
+    for kind in ship.formats:
+        path = folder / f"model-{kind.removeprefix('gguf-')}.gguf"
+        lineage = GgufLineage(name=project.folder.name, base_name=opened.base.name, digest=opened.base.digest)
+        written = write_gguf(folder / "merged", path, kind, lineage=lineage)
+        artefacts.append(Artefact(kind, path, tuple(_check_gguf(path, kind, held, ship)), tuple(written.notes)))
+    (folder / "reference.npy").unlink()
+    write_artefacts(folder, artefacts)
+    return {
+        "changed_share": report.changed_share,
+        "artefacts": {artefact.name: artefact.passed for artefact in artefacts},
+    }
+
+
+def _reference(opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path) -> _Parity:
+    model = load_model(opened.base.folder)
+    load_adapter(model, adapter)
+    model.eval()
+    cases = []
+    for row in rows:
+        ids, start = opened.codec.encode_answer(row.prompt, row.answer)
+        cases.append(ParityRow(row.id, tuple(ids[:start]), tuple(ids[start:]), row.prompt))
+    longest = max(len(case.prompt_ids) + len(case.answer_ids) for case in cases)
+    return _Parity(record_reference(model_logits(model), cases, folder / "reference.npy"), longest + NUM_CTX_MARGIN)
+
+
+def _check_folder(path: Path, held: _Parity, ship: ShipSpec) -> ParityRecord:
+    model, opened = load_model(path).eval(), open_folder(Base(path.name, path, "", ""))
+    candidate = ModelCandidate("luthier", model_logits(model), opened.codec.prompt_ids)
+    return judge("merged", candidate.name, parity(held.reference, candidate), _limits(ship.thresholds.merged))
+
+
+def _check_gguf(path: Path, kind: str, held: _Parity, ship: ShipSpec) -> Iterator[ParityRecord]:
+    limit = {"gguf-f16": ship.thresholds.f16, "gguf-q8_0": ship.thresholds.int8}.get(kind, ship.thresholds.int4)
+    if reason := missing_reason():
+        console.warn(f"{path.name} cannot be checked, so it will not be published: {reason}")
+        return
+    with LlamaCpp(path, num_ctx=held.num_ctx) as runner:
+        candidate = LlamaCppCandidate(runner)
+        yield judge(kind, candidate.name, parity(held.reference, candidate), _limits(limit))
+
+
+def _limits(limit: ParityLimit) -> dict[str, float]:
+    return {"kl": limit.kl, "top1": limit.top1}
+
+
+def _tell(stage: Stage) -> None:
+    rows = []
+    for artefact in artefacts_of(stage):
+        metrics = artefact.records[0].metrics if artefact.records else None
+        rows.append(
+            (
+                artefact.file_name,
+                f"{artefact.size_bytes / 1e6:.0f} MB",
+                f"{metrics.kl_mean:.1e}" if metrics else "-",
+                f"{metrics.top1:.1%}" if metrics else "-",
+                "equal to what was trained" if artefact.passed else f"withheld: {'; '.join(artefact.reasons)}",
+            )
+        )
+    console.table("", ("         artefact", "size", "KL", "same top-1", "parity"), [("         " + r[0], *r[1:]) for r in rows])

@@ -1,0 +1,124 @@
+"""Stage evaluate: base, best prompt and the tune on the sealed rows; gates, verdict, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.bases.folder import base_digest, file_digests
+from luthier.bases.resolve import default_cache_dir
+from luthier.config.load import Project
+from luthier.data.stored import read_rows
+from luthier.errors import ArtifactError
+from luthier.evaluate.cases import cases_from_rows
+from luthier.evaluate.run import CaseSets, Context, Subject
+from luthier.evaluate.run import evaluate as evaluate_arms
+from luthier.evaluate.verdict import Verdict
+from luthier.jobs import console
+from luthier.jobs.build import build_stage
+from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
+from luthier.jobs.prepare import prepare_stage, schema_of
+from luthier.jobs.sections import report_sections
+from luthier.jobs.stage import Stage, run_stage
+from luthier.jobs.train import train_stage
+from luthier.pages.page import Section
+
+VERSION = 1
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What is judged: a model folder, or an adapter folder on the base. sections: more parts for the report."""
+
+    model: Path | None
+    adapter: Path | None
+    digest: str
+    sections: Sequence[Section] = ()
+
+
+def evaluate(project: Project, *, adapter: Path | None = None, model: Path | None = None) -> int:
+    """The verb: judges this project's build, or any adapter or model folder. Returns the exit code."""
+    opened = open_base(project)
+    prepared = prepare_stage(project, opened)
+    if adapter is None and model is None:
+        trained = train_stage(project, opened, prepared)
+        built = build_stage(project, opened, prepared, trained)
+        tune = tune_of_build(prepared, trained, built)
+    else:
+        tune = _tune_of_folder(adapter, model)
+    stage = evaluate_stage(project, opened, prepared, tune)
+    verdict = read_verdict(stage)
+    console.line(f"{verdict['verdict']}: {verdict['reason']}")
+    console.line(f"report: {stage.folder / 'report.html'}")
+    return int(verdict["exit_code"])
+
+
+def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
+    """The tuned arm is the built artefact: the merged folder."""
+    return Tune(built.folder / "merged", None, built.digest, report_sections(prepared, trained, built))
+
+
+def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
+    if adapter is not None and model is not None:
+        raise ArtifactError("--adapter and --model exclude each other", hint="give one of them")
+    folder = adapter or model
+    if folder is None or not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder", hint="give the folder of a PEFT adapter or of a model")
+    return Tune(model, adapter, base_digest(file_digests(folder, default_cache_dir())))
+
+
+def read_verdict(stage: Stage) -> dict[str, Any]:
+    """verdict.json of a finished evaluation."""
+    return json.loads((stage.folder / "verdict.json").read_text(encoding="utf-8"))
+
+
+def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tune) -> Stage:
+    """Asks, grades and judges (or reuses what stands)."""
+    inputs = {
+        "evaluate": project.spec.evaluate.model_dump(mode="json"),
+        "goal": project.spec.goal.model_dump(mode="json"),
+        "base": opened.base.digest,
+        "tuned": tune.digest,
+        "prepared": prepared.digest,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        set_threads(project)
+        verdict = _judge(project, opened, prepared, tune, folder)
+        return {"verdict": verdict.verdict, "exit_code": verdict.exit_code}
+
+    return run_stage(project, "evaluate", VERSION, inputs, make)
+
+
+def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, folder: Path) -> Verdict:
+    spec, schema = project.spec, schema_of(project)
+    size = spec.evaluate.batch_size
+    base = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=size)
+    tuned = load_sampler(
+        tune.model or opened.base.folder, opened.codec, "tuned", batch_size=size, adapter=tune.adapter
+    )
+    rows = {name: read_rows(prepared.folder, name) for name in ("test", "dev", "train", "unlabelled")}
+    cases = {n: cases_from_rows(part, schema, labelled=n != "unlabelled") for n, part in rows.items()}
+    context = Context(
+        run_id=prepared.folder.name,
+        schema=schema,
+        inputs={"data": prepared.digest, "tokenizer": opened.tokenizer.digest},
+        goal=spec.goal.model_dump(mode="json"),
+        forfeit="" if rows["dev"] else "there is no dev split (data.allow_no_dev), so nothing was chosen fairly",
+        sections=tune.sections,
+    )
+    with console.stage_bars() as stages:
+        return evaluate_arms(
+            spec.evaluate,
+            Subject(base, base, opened.base.digest),
+            Subject(tuned, tuned, tune.digest),
+            CaseSets(**cases),
+            out=folder,
+            ledger=project.output_dir / LEDGER,
+            context=context,
+            stages=stages,
+        )

@@ -1,0 +1,69 @@
+"""The local model as evaluation sees it: base resolved, tokenizer and template opened, sampler and scorer over one loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from luthier.adapters.peft_files import load_adapter
+from luthier.bases.resolve import Base, resolve_base
+from luthier.bases.tokenizer import Tokenizer
+from luthier.chat.codec import ChatCodec
+from luthier.config.load import Project
+from luthier.models.load import load_model
+from luthier.models.packed import PackedModel
+from luthier.models.sampler import LocalSampler
+
+
+@dataclass(frozen=True)
+class OpenBase:
+    """A base on this disk with its tokenizer and chat codec; no weights loaded yet."""
+
+    base: Base
+    tokenizer: Tokenizer
+    codec: ChatCodec
+
+
+def open_base(project: Project) -> OpenBase:
+    """Resolves `model.base` (a relative folder starts at the project file) and opens its tokenizer."""
+    name = project.spec.model.base
+    beside = project.folder / name
+    return open_folder(resolve_base(str(beside) if beside.is_dir() else name, allow_hub=project.spec.model.allow_hub))
+
+
+def open_folder(base: Base) -> OpenBase:
+    """Tokenizer and codec of a resolved base."""
+    tokenizer = Tokenizer.load(base.folder)
+    return OpenBase(base, tokenizer, ChatCodec(tokenizer))
+
+
+def set_threads(project: Project) -> None:
+    """Applies train.num_threads to this process."""
+    if project.spec.train.num_threads is not None:
+        torch.set_num_threads(project.spec.train.num_threads)
+
+
+def sampler_of(model: PackedModel, codec: ChatCodec, name: str, *, batch_size: int) -> LocalSampler:
+    """Sampler and scorer over a loaded model, speaking through `codec`."""
+    return LocalSampler(
+        model,
+        encode=codec.prompt_ids,
+        decode=codec.parse,
+        stop_ids=codec.stop_ids,
+        name=name,
+        batch_size=batch_size,
+        encode_answer=codec.encode_answer,
+        encode_text=codec.tokenizer.encode,
+    )
+
+
+def load_sampler(
+    folder: Path, codec: ChatCodec, name: str, *, batch_size: int, adapter: Path | None = None
+) -> LocalSampler:
+    """Loads a model folder in float32 (and, if given, a PEFT adapter folder onto it) behind a sampler."""
+    model = load_model(folder)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return sampler_of(model, codec, name, batch_size=batch_size)

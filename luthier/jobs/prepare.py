@@ -1,0 +1,70 @@
+"""Stage prepare: raw files -> clean, deduplicated, grouped, split and tokenised rows, with a report and a proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.config.load import Project
+from luthier.data.answers import load_schema
+from luthier.data.prepare import prepare as prepare_data
+from luthier.data.prepare import read_summary
+from luthier.data.sources import find_sources
+from luthier.jobs import console
+from luthier.jobs.local import OpenBase, open_base
+from luthier.jobs.stage import Stage, run_stage
+from luthier.store.publish import digest_file
+
+VERSION = 1
+
+
+def prepare(project: Project) -> None:
+    """The verb."""
+    prepare_stage(project, open_base(project))
+
+
+def prepare_stage(project: Project, opened: OpenBase) -> Stage:
+    """Prepares the data (or reuses what stands) and says what happened to the rows."""
+    data, sequence_len = project.spec.data, project.spec.train.sequence_len
+    files = [
+        source.path
+        for role in ("train", "test", "unlabelled")
+        for source in find_sources(getattr(data, role), role, project.folder)
+    ]
+    if data.json_schema:
+        load_schema(project.folder / data.json_schema)
+        files.append(project.folder / data.json_schema)
+    inputs = {
+        "data": data.model_dump(mode="json"),
+        "sequence_len": sequence_len,
+        "tokenizer": opened.tokenizer.digest,
+        "files": {str(path): digest_file(path) for path in files},
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        with console.progress_bar("tokenising") as progress:
+            summary = prepare_data(
+                data, codec=opened.codec, sequence_len=sequence_len, out=folder, base_dir=project.folder, progress=progress
+            )
+        return {"splits": summary.splits, "tokens": summary.tokens}
+
+    stage = run_stage(project, "prepare", VERSION, inputs, make)
+    _tell(stage, read_summary(stage.folder))
+    return stage
+
+
+def schema_of(project: Project) -> dict[str, Any] | None:
+    """The JSON Schema that answers must satisfy, if the project names one."""
+    name = project.spec.data.json_schema
+    return load_schema(project.folder / name) if name else None
+
+
+def _tell(stage: Stage, summary: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items() if count)
+    console.line(
+        f"{summary['rows_read']:,} rows read = {summary['rows_kept']:,} kept + {summary['rows_quarantined']:,} quarantined"
+    )
+    console.line(f"{splits}; near-duplicates across splits: {summary['proof']['straddling_edges']}")
+    for warning in summary["warnings"]:
+        console.warn(warning)
+    console.line(f"data report: {stage.folder / 'report.html'}")

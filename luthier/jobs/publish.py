@@ -1,0 +1,63 @@
+"""Stage publish: after a verdict of SHIP_TUNE, everything a user of the model needs in one folder."""
+
+from __future__ import annotations
+
+from luthier.config.load import Project
+from luthier.jobs import console
+from luthier.jobs.artefacts import artefacts_of
+from luthier.jobs.evaluate import read_verdict
+from luthier.jobs.local import OpenBase
+from luthier.jobs.stage import Stage, stage_folder, standing
+from luthier.ship.card import CardFacts
+from luthier.ship.modelfile import write_modelfile
+from luthier.ship.publish import publish
+from luthier.store.publish import digest_json
+
+VERSION = 1
+
+
+def publish_stage(
+    project: Project, opened: OpenBase, prepared: Stage, trained: Stage, built: Stage, judged: Stage
+) -> Stage | None:
+    """Publishes the artefacts that passed parity, or nothing when the verdict is not SHIP_TUNE."""
+    verdict = read_verdict(judged)
+    if verdict["verdict"] != "SHIP_TUNE":
+        console.headline("publish", f"nothing, because the verdict is {verdict['verdict']}")
+        return None
+    inputs = {"build": built.digest, "evaluate": judged.digest}
+    folder = stage_folder(project, "published", VERSION, inputs)
+    found = standing("published", folder)
+    if found:
+        console.headline("publish", f"unchanged, reusing {folder.name}")
+        return found
+    console.headline("publish", folder.name)
+    report = publish(
+        folder,
+        artefacts_of(built),
+        adapter=trained.folder / "adapter",
+        facts=_card_facts(project, opened, prepared, trained, verdict),
+        modelfile=lambda file: write_modelfile(file, opened.codec, num_ctx=max(2048, project.spec.train.sequence_len)),
+        inputs=inputs,
+    )
+    for name, reasons in report.withheld.items():
+        console.warn(f"{name} is not published: {'; '.join(reasons)}")
+    return standing("published", folder)
+
+
+def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: Stage, verdict: dict) -> CardFacts:
+    spec, facts = project.spec, trained.facts
+    figures = ("steps", "best_step", "dev_loss", "tokens", "trained_tokens", "seconds", "num_trainable")
+    return CardFacts(
+        name=project.folder.name,
+        base_name=opened.base.name,
+        base_digest=opened.base.digest,
+        base_licence=opened.base.licence,
+        data_digest=prepared.digest,
+        config_digest=digest_json(spec.model_dump(mode="json")),
+        goal=spec.goal.model_dump(mode="json"),
+        adapter=spec.adapter.model_dump(mode="json"),
+        training={name: facts[name] for name in figures},
+        data=prepared.facts["splits"],
+        verdict=verdict,
+        limits=("Judged only on rows like those of the project's test split, and only by the gates that the verdict names.",),
+    )

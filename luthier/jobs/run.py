@@ -1,0 +1,55 @@
+"""The main job, as a guided tour: raw files in, a judged and exported model out.
+
+prepare -> train -> build -> evaluate -> publish. Every stage is skipped when its inputs have not changed, and says so.
+"""
+
+from __future__ import annotations
+
+import time
+
+from luthier.config.load import Project
+from luthier.jobs import console
+from luthier.jobs.build import build_stage
+from luthier.jobs.evaluate import evaluate_stage, read_verdict, tune_of_build
+from luthier.jobs.local import open_base
+from luthier.jobs.prepare import prepare_stage
+from luthier.jobs.publish import publish_stage
+from luthier.jobs.stage import Stage
+from luthier.jobs.train import train_stage
+
+STYLES = {"SHIP_TUNE": "green", "SHIP_PROMPT": "cyan", "SHIP_NOTHING": "red", "INCONCLUSIVE": "yellow"}
+
+
+def run(project: Project) -> int:
+    """Runs the whole project; returns the verdict's exit code."""
+    started = time.monotonic()
+    opened = open_base(project)
+    console.headline("base", f"{opened.base.name}, {opened.base.folder}")
+
+    prepared = prepare_stage(project, opened)
+    trained = train_stage(project, opened, prepared)
+    built = build_stage(project, opened, prepared, trained)
+    judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))
+    published = publish_stage(project, opened, prepared, trained, built, judged)
+
+    _closing_card(judged, trained, published, time.monotonic() - started)
+    return int(read_verdict(judged)["exit_code"])
+
+
+def _closing_card(judged: Stage, trained: Stage, published: Stage | None, took_s: float) -> None:
+    verdict = read_verdict(judged)
+    metric = verdict["policy"]["metric"]
+    figures = verdict["metrics"][metric]
+    lines = [
+        ("why", verdict["reason"]),
+        (metric, "  ".join(f"{arm} {_percent(figures.get(arm))}" for arm in ("base", "prompt", "tuned"))),
+        ("gates", "  ".join(f"{gate['id']} {gate['status']}" for gate in verdict["gates"])),
+        ("report", str(judged.folder / "report.html")),
+        ("published", str(published.folder) if published else "nothing: only a tune that ships is published"),
+        ("took", f"{console.duration(took_s)} (training {console.duration(trained.facts['seconds'])})"),
+    ]
+    console.card(verdict["verdict"], lines, STYLES[verdict["verdict"]])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

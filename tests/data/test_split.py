@@ -1,0 +1,148 @@
+"""Duplicates and splits against brute force: nothing planted survives, no edge straddles, shares come out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from luthier.data.dedupe import drop_duplicates
+from luthier.data.items import Item, prompt_text, row_id
+from luthier.data.records import Record
+from luthier.data.split import Edge, deal, leaks_between, proof, straddling_edges
+from luthier.errors import DataError
+from luthier.text.shingles import jaccard, shingle_all
+from luthier.types import Row
+
+SHARES = {"train": 0.7, "dev": 0.13, "test": 0.17}
+WORDS = [f"word{i}" for i in range(800)]
+
+
+def item(prompt: str, answer: str = "a", line: int = 1, group: str = "", stratum: str = "") -> Item:
+    messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    row = Row(row_id(messages, ""), messages, "", "f", line)
+    return Item(row, Record("f", line, 0, 1, "s"), group, stratum)
+
+
+def corpus(seed: int, num: int = 300, num_near: int = 60, group: int = 0) -> list[Item]:
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(12, 40))) for _ in range(num)]
+    for _ in range(num_near):
+        words = rng.choice(texts).split()
+        words[rng.randrange(len(words))] = "changed"
+        texts.append(" ".join(words))
+    rng.shuffle(texts)
+    groups = [str(rng.randrange(group)) if group else "" for _ in texts]
+    return [item(t, f"a{i}", i, g, rng.choice("xyz")) for i, (t, g) in enumerate(zip(texts, groups, strict=True))]
+
+
+def brute_force(items: list[Item], split_of: list[str], threshold: float) -> int:
+    sets, _ = shingle_all(prompt_text(i.row) for i in items)
+    num = len(items)
+    return sum(
+        split_of[i] != split_of[j] and jaccard(sets[i], sets[j]) >= threshold for i in range(num) for j in range(i)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_no_similar_pair_straddles_by_brute_force(seed, threshold):
+    items = corpus(seed)
+    dealt = deal(items, SHARES, threshold=threshold, seed=seed)
+    assert brute_force(items, dealt.split_of, threshold) == 0 == straddling_edges(dealt)
+    sizes = proof(items, dealt, SHARES, threshold=threshold, seed=seed)["rows"]
+    assert all(abs(sizes[name] - share * len(items)) <= 2 for name, share in SHARES.items())
+    assert deal(items, SHARES, threshold=threshold, seed=seed) == dealt
+    assert deal(items, SHARES, threshold=threshold, seed=seed + 1).split_of != dealt.split_of
+
+
+def test_a_random_split_would_have_leaked():
+    items = corpus(0)
+    rng = random.Random(0)
+    assert brute_force(items, [rng.choice(["train", "test"]) for _ in items], 0.7) > 5
+
+
+def test_group_column_and_conflicting_prompts_stay_together():
+    items = corpus(1, group=40)
+    dealt = deal(items, SHARES, threshold=0.7, seed=0)
+    for value in {i.group for i in items}:
+        assert len({s for i, s in zip(items, dealt.split_of, strict=True) if i.group == value}) == 1
+    same = [item("same question ?", f"a{i}", i) for i in range(5)] + corpus(2)
+    assert len(set(deal(same, SHARES, threshold=0.7, seed=0).split_of[:5])) == 1
+
+
+def test_strata_keep_their_shares():
+    items = [
+        item(f"alone {' '.join(random.Random(i).choices(WORDS, k=9))}", "a", i, "", "abc"[i % 3]) for i in range(300)
+    ]
+    dealt = deal(items, SHARES, threshold=0.7, seed=0)
+    for stratum in "abc":
+        counts = [s for i, s in zip(items, dealt.split_of, strict=True) if i.stratum == stratum]
+        assert abs(counts.count("test") - 17) <= 1 and abs(counts.count("dev") - 13) <= 1
+
+
+def test_shares_are_unbiased_towards_groups():
+    """Rows of groups reach every split, not only train."""
+    items = [item(f"{' '.join(random.Random(i // 3).choices(WORDS, k=20))}", f"a{i}", i) for i in range(300)]
+    dealt = deal(items, SHARES, threshold=0.7, seed=0)
+    assert set(dealt.split_of) == {"train", "dev", "test"} and dealt.split_of.count("test") in range(45, 58)
+
+
+def test_the_proof_refuses_a_wrong_split():
+    items = corpus(3)
+    dealt = deal(items, SHARES, threshold=0.7, seed=0)
+    a, b = dealt.split_of.index("train"), dealt.split_of.index("test")
+    dealt.edges.append(Edge(min(a, b), max(a, b), "same group"))
+    with pytest.raises(DataError, match="1 edges straddle"):
+        proof(items, dealt, SHARES, threshold=0.7, seed=0)
+
+
+def test_a_common_instruction_does_not_make_all_rows_one_group():
+    text = "read the ticket below with great care and then write down all five labels as one json object : "
+    items = [item(text + " ".join(random.Random(i).choices(WORDS, k=8)), f"a{i}", i) for i in range(120)]
+    assert len(set(deal(items, SHARES, threshold=0.7, seed=0).group_of)) == 120
+    assert len(drop_duplicates(items, 0.8).kept) == 120
+
+
+def test_leaks_between_finds_every_planted_row():
+    train, test = [i.row for i in corpus(4)], [i.row for i in corpus(5)]
+    assert leaks_between(train, test, 0.7) == []
+    planted = [item(prompt_text(row).upper() + "  ", "other").row for row in test[:7]]
+    found = leaks_between(train + planted, test, 0.7)
+    assert {leak.train.id for leak in found} == {row.id for row in planted}
+    assert {leak.kind for leak in found} >= {"same prompt"}
+
+
+def test_exact_near_and_conflicting_duplicates():
+    base = " ".join(WORDS[:30])
+    near = base.replace("word15 ", "other ")
+    items = [
+        item(base, "yes", 1),
+        item("  " + base.upper(), "Yes ", 2),
+        item(base, "no", 3),
+        item(near, "yes", 4),
+        item("something else entirely", "yes", 5),
+    ]
+    result = drop_duplicates(items, 0.8)
+    assert [i.record.line for i in result.kept] == [1, 5]
+    assert [(d.item.record.line, d.kind) for d in result.dropped] == [
+        (2, "exact duplicate"),
+        (3, "same prompt with another answer"),
+        (4, "near duplicate"),
+    ]
+    assert [(a.record.line, b.record.line) for a, b in result.conflicts] == [(1, 3)]
+    assert [i.record.line for i in drop_duplicates(items, 1.0).kept] == [1, 3, 4, 5]
+
+
+def test_near_duplicates_by_brute_force():
+    items = corpus(6, num_near=120)
+    kept = drop_duplicates(items, 0.8).kept
+    sets, _ = shingle_all(prompt_text(i.row) for i in kept)
+    left = sum(jaccard(sets[i], sets[j]) >= 0.8 for i in range(len(kept)) for j in range(i))
+    assert left <= 3  # LSH 14 x 8 finds .92 of the pairs at .8, and more above
+
+
+def test_tiny_sets():
+    assert deal([], SHARES, threshold=0.7, seed=0).split_of == []
+    assert deal([item("x")], SHARES, threshold=0.7, seed=0).split_of == ["train"]
+    assert sorted(deal([item(c) for c in "xyz"], SHARES, threshold=0.7, seed=0).split_of) == ["dev", "test", "train"]

@@ -1,0 +1,183 @@
+"""One step: the divisor, the guard, what moves (GA1-GA4, B1-B3, B22, B24)."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from luthier.engine.inputs import StepPlan, batches_of
+from luthier.engine.optimizers import make_adamw
+from luthier.engine.step import NonFinite, train_step
+from luthier.errors import TrainError
+from luthier.losses.sft import sft_loss_sum
+from luthier.types import EncodedRow
+from tests.engine.small import make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
+
+
+def _one_step(model, micro_batches, chosen, **changes):
+    spec = spec_of(**changes)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = make_adamw(parameters, spec)
+    batches = batches_of(chosen, micro_batches, make_batch, torch.device("cpu"))
+    return train_step(
+        model, sft_loss_sum, list(parameters.values()), optimizer, batches, step=1, learning_rate=1e-2, spec=spec
+    )
+
+
+def _manual(model, chosen):
+    """Loss and gradients of the token mean, each row on its own, labels -100 where nothing is trained."""
+    total, count = 0.0, 0
+    for row in chosen:
+        ids = torch.tensor([row.ids])
+        labels = torch.tensor([[i if t else -100 for i, t in zip(row.ids, row.trained, strict=True)]])
+        logits = model(input_ids=ids).logits[0, :-1]
+        total = total + F.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
+        count += int((labels[0, 1:] != -100).sum())
+    (total / count).backward()
+    return (total / count).item(), count
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
+def test_micro_batches_change_nothing(width):
+    """(8 rows in one batch) = (one by one) = pairs = a ragged last window: loss, norm and every gradient (B1, B2,
+    GA1-GA3).
+    """
+    chosen = rows(8, seed=4)
+    model, reference = small_model(), small_model()
+    for each in (model, reference):  # a B that is not zero, so that A has gradients too
+        torch.manual_seed(2)
+        for name, p in each.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)
+    micro_batches = [list(range(start, min(start + width, 8))) for start in range(0, 8, width)]
+    figures = _one_step(model, micro_batches, chosen, max_grad_norm=None)
+    loss, count = _manual(reference, chosen)
+    assert figures.loss == pytest.approx(loss, rel=1e-6) and figures.num_trained == count
+    assert figures.num_tokens == sum(len(row.ids) for row in chosen)
+    assert figures.grad_norm > 0
+    for (name, got), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=name)
+        else:
+            assert got.grad is None, name
+
+
+def test_last_window_of_an_epoch_is_divided_by_its_own_tokens(tmp_path):
+    """5 micro-batches at 3 a step: the second step holds 2 and its loss is the mean over their tokens (GA3)."""
+    chosen = rows(5, seed=3)
+    spec = spec_of(micro_batch_tokens=8, gradient_accumulation_steps=3, num_epochs=1, learning_rate=1e-9)
+
+    def one_by_one(row_set, *_):
+        return [[index] for index in range(len(row_set))]
+
+    plan = StepPlan(chosen, one_by_one, spec)
+    assert [len(step.micro_batches) for step in plan.steps_from(0, 0)] == [3, 2] and plan.total_steps == 2
+    run(small_model(), spec, tmp_path, train_set=chosen, dev_set=None, plan_epoch=one_by_one)
+    logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for got, part in zip(logged, (chosen[:3], chosen[3:]), strict=True):
+        assert got == pytest.approx(_manual(small_model(), part)[0], rel=1e-6)
+
+
+def test_every_adapter_moves_and_nothing_else_does(tmp_path):
+    """After two steps every lora_A and lora_B has moved (GC1, B17); the base is untouched, bit for bit."""
+    model = small_model()
+    before, state = weights_of(model), copy.deepcopy(model.state_dict())
+    run(model, spec_of(max_steps=2), tmp_path, dev_set=None)
+    for name, weight in weights_of(model).items():
+        assert (weight != before[name]).float().mean() > 0.99, name
+    for name, weight in model.state_dict().items():
+        assert name in before or torch.equal(weight, state[name]), name
+
+
+def test_clipping_scales_the_whole_gradient():
+    """The reported norm is the one before clipping; afterwards the norm is the bound."""
+    model = small_model()
+    figures = _one_step(model, [[0, 1]], rows(2), max_grad_norm=1e-3)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    assert figures.grad_norm > 1e-2 and norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient norm"])
+def test_a_number_that_is_not_finite_never_reaches_the_weights(tmp_path, where):
+    """TrainError names step and rows; weights stand; a record lies in the run folder; nothing repaired is logged
+    (B24).
+    """
+    model = small_model()
+
+    def broken(logits_KV, targets_K):
+        if run_calls.append(1) or len(run_calls) <= 3:
+            return sft_loss_sum(logits_KV, targets_K)
+        if where == "loss":
+            return sft_loss_sum(logits_KV, targets_K) * float("nan")
+        return sft_loss_sum(logits_KV, targets_K).clone().requires_grad_() + _Exploding.apply(logits_KV)
+
+    run_calls: list[int] = []
+    weights_at_3: dict[str, torch.Tensor] = {}
+
+    def progress(done, total, **figures):
+        if done == 3:
+            weights_at_3.update(weights_of(model))
+
+    from luthier.engine.loop import train
+
+    with pytest.raises(TrainError, match=f"step 4: {where} is (nan|inf); no update was made. Rows: row-") as error:
+        train(
+            model, broken, spec_of(), train_set=rows(24), dev_set=None, make_batch=make_batch, plan_epoch=plan_epoch,
+            run_dir=tmp_path, progress=progress,
+        )  # fmt: skip
+    assert "last checkpoint is sound" in error.value.hint
+    assert same(weights_of(model), weights_at_3)
+    record = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert record["step"] == 4 and record["row_ids"][0].startswith("row-")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+class _Exploding(torch.autograd.Function):
+    """0 forward, infinity backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, dy):
+        return torch.full_like(ctx.saved_tensors[0], float("inf"))
+
+
+def test_only_the_rows_of_the_bad_micro_batch_are_blamed():
+    """Two micro-batches, one NaN: the error names that one's rows only."""
+    model, calls = small_model(), []
+
+    def broken(logits_KV, targets_K):
+        calls.append(1)
+        return sft_loss_sum(logits_KV, targets_K) * (float("nan") if len(calls) == 2 else 1.0)
+
+    spec, parameters = spec_of(), {n: p for n, p in model.named_parameters() if p.requires_grad}
+    batches = batches_of(rows(4), [[0, 1], [2, 3]], make_batch, torch.device("cpu"))
+    with pytest.raises(NonFinite) as error:
+        train_step(
+            model, broken, list(parameters.values()), make_adamw(parameters, spec), batches,
+            step=9, learning_rate=1e-3, spec=spec,
+        )  # fmt: skip
+    assert error.value.row_ids == ("row-2", "row-3")
+
+
+def test_nothing_to_train_is_refused(tmp_path):
+    """No rows, no trained token, no trainable parameter, a best metric without a dev split: each an error that says
+    so.
+    """
+    with pytest.raises(TrainError, match="training split is empty"):
+        run(small_model(), spec_of(), tmp_path, train_set=[])
+    silent = [EncodedRow("mute", (1, 2, 3), (False, False, False))]
+    with pytest.raises(TrainError, match="step 1: no token carries loss in rows mute"):
+        run(small_model(), spec_of(), tmp_path, train_set=silent, dev_set=None)
+    frozen = small_model()
+    frozen.requires_grad_(False)
+    with pytest.raises(TrainError, match="no parameter of the model is trainable"):
+        run(frozen, spec_of(), tmp_path)
+    with pytest.raises(TrainError, match="need a dev split"):
+        run(small_model(), spec_of(early_stopping_patience=1), tmp_path, dev_set=None)

@@ -1,0 +1,63 @@
+"""The transformers path: same interface, same numbers, adapters can replace its modules."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GraniteConfig, GraniteForCausalLM
+
+from luthier.models.load import load_model
+from luthier.models.other import TransformersModel
+from luthier.models.sampler import LocalSampler
+from tests.models.folders import documents, oracle, oracle_logits, pack, relative
+
+_SHAPES = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+_SHAPES |= {"num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module", params=["gpt-neox", "granite"])
+def folder(request, tmp_path_factory):
+    """GPT-NeoX (other module names) and Granite (logits scaled after the head)."""
+    torch.manual_seed(0)
+    if request.param == "granite":
+        model = GraniteForCausalLM(GraniteConfig(**_SHAPES, num_key_value_heads=2, logits_scaling=3.0))
+    else:
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPES))
+    path = tmp_path_factory.mktemp("other") / request.param
+    model.save_pretrained(path)
+    return path
+
+
+def test_equals_transformers(folder):
+    model, reference, docs = load_model(folder), oracle(folder), documents([9, 4, 13])
+    assert isinstance(model, TransformersModel) and "model type" in model.note
+    keep = [[2, 3], [], [0, 5, 12]]
+    batch = pack(docs, keep)
+    targets = torch.as_tensor(batch.targets_K.astype("int64"))
+    got = model.head(model.hidden(batch))
+    want = torch.cat([x[k] for x, k in zip(oracle_logits(reference, docs), keep, strict=True)])
+    assert relative(got.detach(), want.detach()) < 1e-5
+    F.cross_entropy(got, targets).backward()
+    F.cross_entropy(want, targets).backward()
+    for (name, a), (other_name, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert name == other_name and relative(a.grad, b.grad) < 1e-5
+    assert model.num_parameters == reference.num_parameters()
+
+
+def test_a_replaced_linear_is_called(folder):
+    model, docs = load_model(folder), documents([5])
+    before = model.hidden(pack(docs)).detach()
+    for name, module in model.linear_modules().items():
+        parent, _, leaf = name.rpartition(".")
+        doubled = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        doubled.load_state_dict({key: 2 * value for key, value in module.state_dict().items()})
+        setattr(model.get_submodule(parent), leaf, doubled)
+    assert relative(model.hidden(pack(docs)).detach(), before) > 0.1
+
+
+def test_sampler_runs_it(folder):
+    model, reference = load_model(folder), oracle(folder)
+    prompts = [[5] * 9 + d for d in documents([4, 11, 7])]
+    sampler = LocalSampler(model, encode=list, decode=str, stop_ids={2}, name="other", batch_size=2)
+    for prompt, got in zip(prompts, sampler.sample_ids(prompts, max_new_tokens=6), strict=True):
+        want = reference.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :]
+        assert list(got.ids) == want.tolist()
