@@ -42,7 +42,7 @@ class Mapping:
     sampled: int = 0
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part} = {key}" for part, key in self.keys.items())
+        parts = ", ".join(key if part == key else f"{part} = {key}" for part, key in self.keys.items())
         return f"{self.kind} ({parts})" if parts else self.kind
 
 
@@ -135,9 +135,7 @@ class ColumnsReader:
             raise RowError(f"column {missing[0]!r} is missing")
         if self._prompt.fields and not any(as_text(row[column]).strip() for column in self._prompt.fields):
             raise RowError("empty prompt: every column of the template is empty")
-        messages: tuple[Message, ...] = ({"role": "user", "content": self._prompt.fill(row)},)
-        if self._answerer:
-            messages += ({"role": "assistant", "content": self._answerer.answer(row)},)
+        messages = _pair(self._prompt.fill(row), self._answerer.answer(row) if self._answerer else None)
         return with_system(messages, system), ""
 
 
@@ -172,7 +170,7 @@ def _alpaca(row: dict[str, Any], keys: dict[str, str], needs_answer: bool) -> tu
     for turn in row.get("history") or []:
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowError("history is not a list of [question, answer]")
-        turns += _pair(as_text(turn[0]), as_text(turn[1]))
+        turns = (*turns, *_pair(as_text(turn[0]), as_text(turn[1])))
     turns += _pair(prompt, _string(row, keys["output"]) if needs_answer else None)
     return with_system(turns, as_text(row.get("system")))
 

@@ -48,7 +48,7 @@ def epoch_batches(
     encoded: EncodedSet | Sequence[EncodedRow], budget_tokens: int, seed: int, epoch: int
 ) -> list[list[int]]:
     """The micro-batches of one epoch as row indexes: rows shuffled, packed, packs shuffled, by the seed only."""
-    lengths = encoded.lengths if isinstance(encoded, EncodedSet) else [len(row.ids) for row in encoded]
+    lengths = encoded.lengths.tolist() if isinstance(encoded, EncodedSet) else [len(row.ids) for row in encoded]
     shuffle = np.random.default_rng([seed, epoch])
     packs = plan_packs(lengths, budget_tokens, order=shuffle.permutation(len(lengths)).tolist())
     return [packs[index] for index in shuffle.permutation(len(packs))]

@@ -17,7 +17,7 @@ from luthier.data.read import RawRange, raw_bytes
 from luthier.data.records import Record
 from luthier.errors import DataError
 
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\d,]*\b")
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<![-\w])\d[\d,]*\b")
 
 
 @dataclass(frozen=True)

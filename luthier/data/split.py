@@ -162,10 +162,12 @@ def _assign(items: Sequence[Item], groups: Groups, shares: dict[str, float], see
     num_seen = 0
     for stratum in sorted(strata):
         drawn = {min(items[i].row.id for i in members): members for members in strata[stratum]}
-        num_seen += sum(map(len, drawn.values()))
-        room = {name: max(round(share * num_seen) - given[name], 0) for name, share in shares.items() if share > 0}
-        if len(items) >= 3 and len(strata) == 1:
-            room = {name: max(rows, 1) for name, rows in room.items()}
+        num_here = sum(map(len, drawn.values()))
+        num_seen += num_here
+        least = 1 if len(items) >= 3 and len(strata) == 1 else 0
+        room = {name: max(round(share * num_seen) - given[name], least) for name, share in shares.items() if share > 0}
+        largest = max(room, key=lambda name: shares[name])
+        room[largest] = max(num_here - sum(rows for name, rows in room.items() if name != largest), 0)
         for key in sorted(drawn, key=lambda key: (len(drawn[key]) == 1, _hash(seed, key))):
             split = _draw(room, len(drawn[key]), _hash(seed + 1, key))
             room[split] -= len(drawn[key])

@@ -19,12 +19,12 @@ from luthier.bases.folder import read_json
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import ArtifactError
 
-_LLAMA3 = (
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN = (
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+TEKKEN_SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -129,9 +129,9 @@ def _pre_of(spec: dict[str, Any]) -> str:
     uses_gpt2_regex = bool(steps) and kinds[-1] == "ByteLevel" and steps[-1].get("use_regex", True)
     prefix_space = bool(steps) and steps[-1].get("add_prefix_space", False)
     known = {
-        (_LLAMA3,): "llama-bpe" if ignore_merges else "dbrx",
-        (_QWEN2,): "qwen2",
-        (_TEKKEN,): "tekken",
+        (LLAMA3_SPLIT,): "llama-bpe" if ignore_merges else "dbrx",
+        (QWEN2_SPLIT,): "qwen2",
+        (TEKKEN_SPLIT,): "tekken",
     }
     if not normalizers and not prefix_space and kinds[-1:] == ["ByteLevel"]:
         if kinds == ["ByteLevel"] and uses_gpt2_regex:
@@ -172,7 +172,7 @@ def _fill_tokens(vocab: Vocab, spec: dict[str, Any], vocab_size: int) -> None:
     if vocab.model == "llama" and unknown in ids:
         vocab.types[ids[unknown]] = int(gguf.TokenType.UNKNOWN)
     strips = any(entry["rstrip"] for entry in added.values())
-    vocab.strips_after_specials = strips and _PHI3_TOKENS <= {entry["content"] for entry in added.values()}
+    vocab.strips_after_specials = strips and {entry["content"] for entry in added.values()} >= _PHI3_TOKENS
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:

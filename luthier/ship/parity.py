@@ -27,7 +27,7 @@ from luthier.types import Batch, Completion, Message
 NUM_TOP = 200
 """Likeliest tokens asked of a runner that does not give the whole distribution."""
 TIE_NATS = 0.01
-"""Tokens whose reference log-probabilities differ by less are equally right: the last bit decides which one is first."""
+"""Tokens whose reference log-probabilities differ by less are equally right: the last bit decides which is first."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Reference:
 
 
 def record_reference(logits: LogitsFn, rows: Sequence[ParityRow], scratch: Path) -> Reference:
-    """Runs the reference once over `rows`; its log-probabilities lie in file `scratch` (answer tokens x V x 4 bytes)."""
+    """Runs the reference once over `rows`; its log-probabilities lie in file `scratch` (answer tokens x V x 4 B)."""
     if not rows or any(not row.prompt_ids or not row.answer_ids for row in rows):
         raise ArtifactError("parity needs rows with a prompt and an answer", hint="is the dev split empty?")
     num_positions = sum(len(row.answer_ids) for row in rows)

@@ -26,7 +26,7 @@ _MODELFILE_ORDER = ("gguf-q8_0", "gguf-f16", "gguf-q4_1", "gguf-q4_0")
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What went out and what did not. `withheld`: name -> reasons; `modelfile_for`: the file the Modelfile names, or ''."""
+    """What went out and what did not. withheld: name -> reasons. modelfile_for: the file the Modelfile names, or ''."""
 
     folder: Path
     published: tuple[str, ...]

@@ -18,7 +18,11 @@ from tests.tiny import make_tiny_base
 
 ARCHS = ("llama", "mistral", "qwen2", "gemma2", "phi3")
 SETTINGS = {"mistral": {"sliding_window": 512}, "qwen2": {"attention_dropout": 0.0}}
-_CORPUS = ["The quick brown fox  jumps over the lazy dog.", "naïve café 123 456", "[INST] hello [/INST] yes no JSON {}"] * 4
+_CORPUS = [
+    "The quick brown fox  jumps over the lazy dog.",
+    "naïve café 123 456",
+    "[INST] hello [/INST] yes no JSON {}",
+] * 4
 
 
 def sharp_base(folder: Path, arch: str = "llama", **overrides: object) -> Path:
@@ -34,7 +38,9 @@ def sharp_base(folder: Path, arch: str = "llama", **overrides: object) -> Path:
 
 def load(folder: Path, **options: object) -> torch.nn.Module:
     """The folder in plain transformers, float32, eager attention (Gemma 2 needs it for its soft caps)."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **options
+    ).eval()
 
 
 def logits_of(model: torch.nn.Module) -> Callable[[Sequence[int], Sequence[int]], torch.Tensor]:
@@ -80,7 +86,9 @@ def sentencepiece_style(folder: Path, *, style: str, template: str) -> int:
         for cut in range(1, len(text))
         if text[:cut] in vocab and text[cut:] in vocab
     ]
-    rebuilt = Tokenizer(models.BPE(vocab, [tuple(m) for m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    rebuilt = Tokenizer(
+        models.BPE(vocab, [tuple(m) for m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     replace = normalizers.Replace(" ", "\u2581")
     rebuilt.normalizer = replace if style == "gemma" else normalizers.Sequence([normalizers.Prepend("\u2581"), replace])
     rebuilt.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -92,7 +100,12 @@ def sentencepiece_style(folder: Path, *, style: str, template: str) -> int:
         for entry in spec["added_tokens"]:
             entry["rstrip"] = entry["content"] in ("</s>", "<|user|>", "<|end|>", "<|assistant|>")
         (folder / "tokenizer.json").write_text(json.dumps(spec))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "chat_template.jinja").write_text(template)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [vocab["</s>"], vocab["<|end|>"]]}))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GgufConfig
 
 from luthier.errors import ArtifactError
 from luthier.ship.gguf_file import KINDS, GgufLineage, unpack_gguf, write_gguf
+from luthier.ship.gguf_vocab import LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 from luthier.ship.llama_cpp import LlamaCpp, LlamaCppSampler, missing_reason
 from luthier.ship.parity import LlamaCppCandidate, ModelCandidate, judge, parity, record_reference
 from tests.ship.bases import ARCHS, codec_of, load, logits_of, parity_rows, sentencepiece_style, sharp_base
@@ -103,7 +106,11 @@ def test_longrope_reaches_llama_cpp(tmp_path):
     rope = {"rope_type": "longrope", "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [4.0] * 8}
     rope |= {"rope_theta": 10_000.0, "original_max_position_embeddings": 512}
     base = sharp_base(
-        tmp_path / "base", "phi3", rope_parameters=rope, original_max_position_embeddings=512, max_position_embeddings=2048
+        tmp_path / "base",
+        "phi3",
+        rope_parameters=rope,
+        original_max_position_embeddings=512,
+        max_position_embeddings=2048,
     )
     assert_llama_cpp_agrees(base, tmp_path)
 
@@ -134,14 +141,50 @@ def test_sentencepiece_tokenizers_reach_llama_cpp(style, tmp_path):
         assert runner.chat_ids(messages) == codec.prompt_ids(messages)
 
 
+def _split(regex):
+    steps = [pre_tokenizers.Split(Regex(regex), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    return pre_tokenizers.Sequence(steps)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("name", "splitter"),
+    [
+        ("gpt-2", pre_tokenizers.ByteLevel(False)),
+        ("smollm", pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])),
+        ("llama-bpe", _split(LLAMA3_SPLIT)),
+        ("dbrx", _split(LLAMA3_SPLIT)),
+        ("qwen2", _split(QWEN2_SPLIT)),
+        ("tekken", _split(TEKKEN_SPLIT)),
+    ],
+)
+def test_splitters_have_llama_cpp_s_names(name, splitter, tmp_path):
+    tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+    tokenizer.pre_tokenizer = splitter
+    specials, alphabet = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*TEXTS, "IT'S I'll we're 100 1000 2026 \n\n ...!!! /path/To fooBar"] * 4, trainer)
+    base = sharp_base(tmp_path / "base", vocab_size=700)
+    tokenizer.save(str(base / "tokenizer.json"))
+    assert write_gguf(base, tmp_path / "x.gguf", "gguf-f16").pre == name
+    with LlamaCpp(tmp_path / "x.gguf", num_ctx=64, num_threads=1) as runner:
+        for text in (*TEXTS, "IT'S 12345 we'll\r\n\r\n x/y//z ...!!!  FooBar's ÉCOLE"):
+            if name == "tekken":  # llama.cpp's twin of this regex splits combining marks off, a limit of llama.cpp
+                text = unicodedata.normalize("NFC", text)
+            assert runner.tokenize(text) == codec_of(base).tokenizer.encode(text), text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_reads_back_within_its_step(llama, kind, tmp_path):
     write_gguf(llama, tmp_path / "x.gguf", kind)
     unpack_gguf(tmp_path / "x.gguf", llama, tmp_path / "plain")
     found, expected = load_file(tmp_path / "plain/model.safetensors"), load_file(llama / "model.safetensors")
     assert set(found) == set(expected)
+    fine = ("embed_tokens", "v_proj", "o_proj", "down_proj")
     for name, weight in expected.items():
-        steps = {"gguf-f16": 2**10, "gguf-q8_0": 120}.get(kind, 120 if "embed" in name else 7)
+        steps = {"gguf-f16": 2**10, "gguf-q8_0": 120}.get(kind, 120 if name.split(".")[-2] in fine else 7)
         assert (found[name] - weight).abs().max() <= weight.abs().max() / steps, name
         assert weight.ndim > 1 or torch.equal(found[name], weight), name
     load(tmp_path / "plain")
@@ -227,7 +270,9 @@ def test_llama_cpp_sampler_and_stop_positions(llama, tmp_path):
             assert list(answer.ids) == [token for token in expected if token not in codec.stop_ids]
             assert answer.finish == ("stop" if expected[-1] in codec.stop_ids else "length")
         ids, logprobs = runner.top_logprobs(codec.prompt_ids(prompts[0]), 1024)
-        full = logits_of(model)(codec.prompt_ids(prompts[0]), [len(codec.prompt_ids(prompts[0])) - 1])[0].log_softmax(-1)
+        full = logits_of(model)(codec.prompt_ids(prompts[0]), [len(codec.prompt_ids(prompts[0])) - 1])[0].log_softmax(
+            -1
+        )
         assert len(ids) == len(full) and np.abs(full[ids].numpy() - logprobs).max() < 0.05
 
 

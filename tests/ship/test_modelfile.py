@@ -102,13 +102,19 @@ def test_unquotable_system_is_refused(tmp_path, system):
         ("{{ .System }}|{{/* note */}}x", "Be brief.|x"),
         ("a  {{- if .System }}  b  {{- end -}}  c", "a  bc"),
         ("{{ range .Messages }}{{ .Role }},{{ end }}", "system,user,assistant,user,"),
-        ("{{ range $i, $m := .Messages }}{{ if gt $i 1 }}{{ $m.Content }}{{ else }}-{{ end }}{{ end }}", "--Because.And?"),
         (
-            '{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ if not $last }}{{ $i }}{{ end }}'
+            "{{ range $i, $m := .Messages }}{{ if gt $i 1 }}{{ $m.Content }}{{ else }}-{{ end }}{{ end }}",
+            "--Because.And?",
+        ),
+        (
+            "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ if not $last }}{{ $i }}{{ end }}"
             "{{ end }}",
             "012",
         ),
-        ('{{ range .Messages }}{{ if eq .Role "user" "tool" }}u{{ else if ne .Role "system" }}a{{ end }}{{ end }}', "uau"),
+        (
+            '{{ range .Messages }}{{ if eq .Role "user" "tool" }}u{{ else if ne .Role "system" }}a{{ end }}{{ end }}',
+            "uau",
+        ),
         ('{{ if and .System (or "" "x") }}{{ "\\n" }}{{ end }}', "\n"),
         ("{{ if le (len .Messages) 3 }}few{{ else }}many{{ end }}", "many"),
     ],
@@ -119,7 +125,15 @@ def test_go_semantics(template, expected):
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ if .System }}", "{{ end }}", "{{ .Nope }}", "{{ json .Messages }}", "{{ $x }}", "{{ eq (len .Messages 1 }}", "{{ | }}"],
+    [
+        "{{ if .System }}",
+        "{{ end }}",
+        "{{ .Nope }}",
+        "{{ json .Messages }}",
+        "{{ $x }}",
+        "{{ eq (len .Messages 1 }}",
+        "{{ | }}",
+    ],
 )
 def test_what_the_interpreter_does_not_know_raises(template):
     with pytest.raises(TemplateError, match="Go template"):

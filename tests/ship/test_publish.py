@@ -53,7 +53,9 @@ def built(tmp_path):
 def test_only_what_passed_goes_out(built, tmp_path):
     artefacts, adapter = built
     out = tmp_path / "out"
-    report = publish(out, artefacts, adapter=adapter, facts=FACTS, modelfile=lambda name: f"FROM ./{name}\n", inputs={"a": "b"})
+    report = publish(
+        out, artefacts, adapter=adapter, facts=FACTS, modelfile=lambda name: f"FROM ./{name}\n", inputs={"a": "b"}
+    )
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {
         "merged/weights.safetensors",
@@ -86,7 +88,16 @@ def test_card_tells_lineage_verdict_parity_and_limits(built):
     card = model_card(FACTS, artefacts)
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "smollm2-135m" and front["license"] == "apache-2.0"
-    for text in ("b" * 64, "d" * 64, "c" * 64, "SHIP_TUNE", "tickets to JSON", "a; b", "English only", "a note on the window"):
+    for text in (
+        "b" * 64,
+        "d" * 64,
+        "c" * 64,
+        "SHIP_TUNE",
+        "tickets to JSON",
+        "a; b",
+        "English only",
+        "a note on the window",
+    ):
         assert text in card
     assert "withheld: luthier: mean KL 2.00e-01 is above 1e-01" in card and "FAILED" in card
     assert "<b>" not in card and "0.123457" in card and "owner" not in card
