@@ -156,7 +156,8 @@ def child_trl(job: dict) -> dict:
     with tempfile.TemporaryDirectory() as out:
         config = SFTConfig(
             output_dir=out, report_to="none", use_cpu=True, seed=0, data_seed=0, logging_steps=1, save_strategy="no",
-            max_steps=job["steps"], learning_rate=LEARNING_RATE, lr_scheduler_type="constant", max_length=MAX_LENGTH,
+            max_steps=job["steps"], learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
+            max_length=None if job["packing"] == "padding-free" else MAX_LENGTH,
             per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, completion_only_loss=True,
             train_sampling_strategy="sequential", disable_tqdm=True, optim="adamw_torch_fused",
             bf16=job["dtype"] != "float32", gradient_checkpointing=job["recompute"], packing=packed,

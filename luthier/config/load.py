@@ -36,7 +36,7 @@ class Project:
     @property
     def output_dir(self) -> Path:
         """Absolute output folder."""
-        return self.folder / self.spec.output_dir
+        return (self.folder / self.spec.output_dir).resolve()
 
 
 def known_keys(model: type[BaseModel] = ProjectSpec, prefix: str = "") -> list[str]:

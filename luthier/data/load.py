@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from luthier.chat.schema_prompt import with_schema
 from luthier.config.data import DataSpec
 from luthier.data.answers import Answerer, SchemaCheck, load_schema
 from luthier.data.clean import clean_content
@@ -71,7 +72,7 @@ class Loader:
             raise ConfigError("data.json_fields needs data.prompt beside it", hint='such as data.prompt: "{text}"')
         answerer = Answerer(spec.completion, spec.json_fields, schema) if needs_answer and spec.prompt else None
         self._columns = ColumnsReader(spec.prompt, answerer) if spec.prompt else None
-        self._schema = SchemaCheck(schema) if schema and needs_answer else None
+        self._schema, self._schema_check = schema, SchemaCheck(schema) if schema and needs_answer else None
         self._spec, self._quarantine, self._needs_answer = spec, quarantine, needs_answer
         self.counts: Counter[str] = Counter()
 
@@ -111,8 +112,10 @@ class Loader:
     def _item(self, record: Record, value: dict[str, Any], mapping: Mapping) -> Item:
         messages, text = self._content(value, mapping)
         messages, text = clean_content(messages, text, self._spec, self.counts, needs_answer=self._needs_answer)
+        if self._schema_check and messages:
+            self._schema_check.check(messages[-1]["content"])
         if self._schema and messages:
-            self._schema.check(messages[-1]["content"])
+            messages = with_schema(messages, self._schema)
         used = set() if mapping.kind == "columns" else set(mapping.keys.values())
         columns = {key: cell for key, cell in value.items() if key not in used}
         row = Row(row_id(messages, text), messages, text, record.file, record.line, columns=columns)

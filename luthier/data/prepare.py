@@ -18,7 +18,7 @@ from luthier.config.data import DataSpec
 from luthier.data.dedupe import Deduped, drop_duplicates
 from luthier.data.items import Item, prompt_key
 from luthier.data.lengths import Codec, Encoded, encode_all, fit_lengths, length_stats
-from luthier.data.load import FileReport, Loader
+from luthier.data.load import Loader
 from luthier.data.quarantine import Quarantine
 from luthier.data.report import data_report
 from luthier.data.sources import Source, check_disjoint, find_sources
@@ -253,7 +253,10 @@ def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item])
     kept = Counter(one.item.row.source for rows in splits.values() for one in rows)
     kept.update(item.row.source for item in unlabelled)
     for file in summary.files:
-        _count(file, kept, run.quarantine)
+        file.rows_kept, file.rows_quarantined = kept[file.file], run.quarantine.num_of(file.file)
+        if not file.rows_kept:
+            why = Counter(e.reason for e in run.quarantine.entries if e.file == file.file).most_common(1)
+            summary.warnings.append(f"{file.file}: none of its {file.rows_read:,} rows is used ({why[0][0]})")
     summary.splits = {name: len(rows) for name, rows in splits.items()} | {"unlabelled": len(unlabelled)}
     summary.quarantined = run.quarantine.by_reason()
     summary.cleaned = {name: count for name, count in sorted(run.cleaned.items()) if count}
@@ -266,14 +269,10 @@ def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item])
         over = int(summary.lengths["test"]["over"])
         summary.warnings.append(f"{over} test rows are longer than train.sequence_len (kept: tests are never cut)")
     if summary.conflicts:
-        summary.warnings.append(f"{len(summary.conflicts)} rows ask the same as another row and answer differently")
+        summary.warnings.append(f"same prompt, different answer: {len(summary.conflicts)} times (see the report)")
     if not summary.has_dev:
         summary.warnings.append("there is no dev split (data.allow_no_dev): the verdict is forfeited")
     summary.check_conservation()
-
-
-def _count(file: FileReport, kept: Counter[str], quarantine: Quarantine) -> None:
-    file.rows_kept, file.rows_quarantined = kept[file.file], quarantine.num_of(file.file)
 
 
 def _write(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item], out: Path) -> None:

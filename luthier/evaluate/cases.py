@@ -7,11 +7,11 @@ arms differ only by what `arms.py` adds, and the base model is never blamed for 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.chat.schema_prompt import with_schema
 from luthier.errors import EvaluateError
 from luthier.types import Message, Row
 
@@ -51,37 +51,3 @@ def cases_from_rows(rows: Sequence[Row], schema: dict[str, Any] | None = None, *
         prompt = with_schema(row.prompt, schema) if schema else tuple(row.prompt)
         cases.append(Case(row.id, row.group or row.id, prompt, row.answer if labelled else ""))
     return cases
-
-
-def with_schema(prompt: Sequence[Message], schema: dict[str, Any]) -> tuple[Message, ...]:
-    """The prompt with `schema_block` appended to its system message, unless that names every field already."""
-    system = prompt[0]["content"] if prompt and prompt[0]["role"] == "system" else ""
-    if all(name in system for name in schema.get("properties", {})) and system:
-        return tuple(prompt)
-    rest = prompt[1:] if system else prompt
-    content = f"{system}\n\n{schema_block(schema)}" if system else schema_block(schema)
-    return (Message(role="system", content=content), *rest)
-
-
-def schema_block(schema: dict[str, Any]) -> str:
-    """The schema in words: a heading and one line a field with its type, range and allowed values."""
-    required = schema.get("required", [])
-    lines = ["Answer with one JSON object and nothing else. Its fields:"]
-    for name, field in schema.get("properties", {}).items():
-        lines.append(f"- {name}{'' if name in required else ' (optional)'}: {_field_line(field)}")
-    return "\n".join(lines)
-
-
-def _field_line(field: dict[str, Any]) -> str:
-    if "const" in field:
-        parts = [f"always {json.dumps(field['const'], ensure_ascii=False)}"]
-    elif "enum" in field:
-        parts = ["one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in field["enum"])]
-    else:
-        kinds = field.get("type", "any JSON value")
-        parts = [kinds if isinstance(kinds, str) else " or ".join(kinds)]
-    if "minimum" in field or "maximum" in field:
-        parts.append(f"from {field.get('minimum', 'any')} to {field.get('maximum', 'any')}")
-    if "description" in field:
-        parts.append(str(field["description"]).strip())
-    return "; ".join(parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import train_stage
 from luthier.models.load import load_model
 from luthier.ship.artefact import Artefact
-from luthier.ship.gguf_file import GgufLineage, write_gguf
+from luthier.ship.gguf_file import KINDS, GgufLineage, unpack_gguf, write_gguf
 from luthier.ship.llama_cpp import LlamaCpp, missing_reason
 from luthier.ship.merge import merge
 from luthier.ship.parity import (
@@ -34,6 +35,7 @@ from luthier.ship.parity import (
     parity,
     record_reference,
 )
+from luthier.store.publish import digest_file
 from luthier.types import Row
 
 VERSION = 1
@@ -78,9 +80,16 @@ def _build(
     artefacts = [Artefact("merged", folder / "merged", (_check_folder(folder / "merged", held, ship),))]
     for kind in ship.formats:
         path = folder / f"model-{kind.removeprefix('gguf-')}.gguf"
-        lineage = GgufLineage(name=project.folder.name, base_name=opened.base.name, digest=opened.base.digest)
+        lineage = GgufLineage(
+            name=project.folder.name,
+            digest=digest_file(adapter / "adapter_model.safetensors"),
+            base_name=opened.base.name,
+            base_digest=opened.base.digest,
+            licence=opened.base.licence,
+        )
         written = write_gguf(folder / "merged", path, kind, lineage=lineage)
-        artefacts.append(Artefact(kind, path, tuple(_check_gguf(path, kind, held, ship)), tuple(written.notes)))
+        record = _check_gguf(path, kind, folder / "merged", held, ship)
+        artefacts.append(Artefact(kind, path, (record,), tuple(written.notes)))
     (folder / "reference.npy").unlink()
     write_artefacts(folder, artefacts)
     return {
@@ -107,14 +116,18 @@ def _check_folder(path: Path, held: _Parity, ship: ShipSpec) -> ParityRecord:
     return judge("merged", candidate.name, parity(held.reference, candidate), _limits(ship.thresholds.merged))
 
 
-def _check_gguf(path: Path, kind: str, held: _Parity, ship: ShipSpec) -> Iterator[ParityRecord]:
-    limit = {"gguf-f16": ship.thresholds.f16, "gguf-q8_0": ship.thresholds.int8}.get(kind, ship.thresholds.int4)
-    if reason := missing_reason():
-        console.warn(f"{path.name} cannot be checked, so it will not be published: {reason}")
-        return
-    with LlamaCpp(path, num_ctx=held.num_ctx) as runner:
-        candidate = LlamaCppCandidate(runner)
-        yield judge(kind, candidate.name, parity(held.reference, candidate), _limits(limit))
+def _check_gguf(path: Path, kind: str, merged: Path, held: _Parity, ship: ShipSpec) -> ParityRecord:
+    """Read back by llama.cpp, which is what will serve it; where its wheel is missing, by our own reader."""
+    limits = _limits(getattr(ship.thresholds, KINDS[kind].tier))
+    if missing_reason() is None:
+        with LlamaCpp(path, num_ctx=held.num_ctx) as runner:
+            candidate = LlamaCppCandidate(runner)
+            return judge(kind, candidate.name, parity(held.reference, candidate), limits)
+    console.warn(f"{path.name} is read back by luthier itself: {missing_reason()}")
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        unpack_gguf(path, merged, Path(scratch))
+        candidate = ModelCandidate("luthier", model_logits(load_model(scratch).eval()))
+        return judge(kind, candidate.name, parity(held.reference, candidate), limits)
 
 
 def _limits(limit: ParityLimit) -> dict[str, float]:

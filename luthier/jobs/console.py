@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# On a pipe nothing is folded to 80 columns: paths must stay whole.
+PIPE_WIDTH = 140
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 PLAIN_EVERY_S = 10.0
 

@@ -55,7 +55,7 @@ def sampler_of(model: PackedModel, codec: ChatCodec, name: str, *, batch_size: i
         name=name,
         batch_size=batch_size,
         encode_answer=codec.encode_answer,
-        encode_text=codec.tokenizer.encode,
+        encode_text=codec.text_ids,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def run_stage(
     if found:
         console.headline(name, f"unchanged, reusing {folder.name} (took {console.duration(found.took_s)})")
         return found
-    sweep(project.output_dir) if project.output_dir.exists() else None
-    console.headline(name, str(folder.relative_to(project.folder)) if folder.is_relative_to(project.folder) else str(folder))
+    sweep(project.output_dir)
+    console.headline(name, os.path.relpath(folder))
     started, facts = time.monotonic(), {}
     with publishing(folder, kind=name, inputs=inputs, facts=facts) as temporary:
         facts |= build(temporary)

@@ -25,7 +25,7 @@ from luthier.types import Batch
 def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reason: str) -> TransformersModel:
     """A TransformersModel in eval mode. Raises BaseModelError when transformers cannot load all of it, offline."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -36,6 +36,7 @@ def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reas
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
         message = f"{folder}: luthier's decoder cannot run it ({reason}), and neither can transformers: {error}"
         raise BaseModelError(message, hint="choose a base of a known architecture") from error
+    model, info = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):
             shown = ", ".join(sorted(map(str, info[what]))[:3])
@@ -46,6 +47,8 @@ def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reas
 
 class TransformersModel(nn.Module):
     """A transformers causal LM behind luthier.models.packed.PackedModel, one document at a time."""
+
+    inner: Any  # the transformers model; nn.Module's attribute typing would call it "Tensor | Module"
 
     def __init__(self, model: nn.Module, config: dict[str, Any], note: str) -> None:
         super().__init__()

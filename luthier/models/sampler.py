@@ -101,6 +101,21 @@ class LocalSampler:
                 self._decode(group, run)
         return [self._completion(row) for row in rows]
 
+    def stream(self, messages: Sequence[Message], *, max_new_tokens: int) -> Iterator[int]:
+        """Greedy token ids of one answer as they come, without the stop token."""
+        prompt = [int(i) for i in self.encode(messages)]
+        total = len(prompt) + max_new_tokens
+        length_class = self.model.length_class(total)
+        with _inference(self.model):
+            session = self.model.session(num_slots=1, capacity=total, prefix=(), length_class=length_class)
+            logits = session.fill([0], [prompt])
+            for _ in range(max_new_tokens):
+                token = int(logits.argmax(-1))
+                if token in self.stop_ids:
+                    return
+                yield token
+                logits = session.step([token])
+
     def _groups(self, rows: list[_Row], max_new_tokens: int) -> Iterator[list[_Row]]:
         """Rows that may share a session: one length class and, when memory is short, similar lengths. Longest first."""
         per_token = self.model.kv_bytes_per_token
@@ -253,7 +268,7 @@ def _seeded_rows(prompts: Sequence[Sequence[int]], seed: int) -> list[_Row]:
     return rows
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def _common_prefix(prompts: list[list[int]]) -> int:
     """Tokens that all prompts begin with, leaving each at least one of its own; 0 when sharing does not pay."""
     if len(prompts) < 2:
         return 0

@@ -103,8 +103,10 @@ svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap:
   margin-right: .45em; }
 footer { margin-top: 3.5rem; padding-top: .8rem; border-top: 1px solid var(--rule); color: var(--muted); font-size:
   .85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .wrap { padding: 1.6rem 1rem 3rem; } h1 { font-size: 1.55rem; } th, td { padding-right:
-  .7rem; } }
+@media (max-width: 40rem) {
+  .wrap { padding: 1.6rem 1rem 3rem; } h1 { font-size: 1.55rem; }
+  th, td { padding-right: .7rem; } td:not(.num) { min-width: 7rem; }
+}
 @media print {
   body { font-size: 10.5pt; } .wrap { max-width: none; padding: 0; } nav, .skip { display: none; }
   section, figure, tr, .banner, .note, .tile { break-inside: avoid; } section { break-inside: auto; margin-top:

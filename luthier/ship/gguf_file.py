@@ -1,9 +1,9 @@
 """Hugging Face folder -> one GGUF file (F16, Q8_0, Q4_0 or Q4_1), and back: pure Python over the `gguf` package.
 
-One tensor is in memory at a time, and the file appears by one rename. Four bits alone would undo a tune: a LoRA's
-delta is smaller than half a 4-bit step, so rounding puts most weights back on the base's grid (SmolLM2-135M, random delta
-of 5% of the weights' norm, KL to the tune: the base 0.128, everything in Q4_1 0.225, embedding in Q8_0 0.156, embedding
-and the tensors of _FINE in Q8_0 0.058). So 4-bit files keep those at 8 bits, much as llama.cpp's Q4_K_M keeps some finer.
+One tensor is in memory at a time, and the file appears by one rename. Four bits alone would undo a tune: a LoRA's delta
+is smaller than half a 4-bit step, so rounding puts most weights back on the base's grid. SmolLM2-135M with a random
+delta of 5% of the weights' norm, KL to the tune: the base itself 0.128; all in Q4_1 0.225; embedding in Q8_0 0.156;
+embedding and the tensors of _FINE in Q8_0 0.058. So 4-bit files keep those at 8 bits, much as llama.cpp's Q4_K_M does.
 Source of the format: ggml's docs/gguf.md; conventions: `gguf_arch`.
 """
 

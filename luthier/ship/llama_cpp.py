@@ -42,8 +42,8 @@ class LlamaCpp:
     """
 
     def __init__(self, path: Path, *, num_ctx: int, num_threads: int | None = None, parallel: int = 1) -> None:
-        if reason := missing_reason():
-            raise ArtifactError(f"llama.cpp is not here: {reason}")
+        if xllamacpp is None:
+            raise ArtifactError(f"llama.cpp is not here: {missing_reason()}")
         self.path, self.parallel = Path(path), parallel
         self._key = secrets.token_urlsafe(24)
         params = xllamacpp.CommonParams()

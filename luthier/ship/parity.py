@@ -112,20 +112,18 @@ def record_reference(logits: LogitsFn, rows: Sequence[ParityRow], scratch: Path)
     """Runs the reference once over `rows`; its log-probabilities lie in file `scratch` (answer tokens x V x 4 B)."""
     if not rows or any(not row.prompt_ids or not row.answer_ids for row in rows):
         raise ArtifactError("parity needs rows with a prompt and an answer", hint="is the dev split empty?")
-    num_positions = sum(len(row.answer_ids) for row in rows)
-    store, starts, cursor = None, [], 0
-    for row in rows:
+    starts = np.cumsum([0, *(len(row.answer_ids) for row in rows)]).tolist()
+    store = np.empty((0, 0), np.float32)
+    for row, start, end in zip(rows, starts, starts[1:], strict=False):
         logprobs_AV = _log_softmax(_answer_logits(logits, row))
         if not np.isfinite(logprobs_AV).all():
             raise ArtifactError(
                 f"the reference gives NaN or infinity on row {row.row_id}", hint="did training diverge?"
             )
-        if store is None:
-            shape = (num_positions, logprobs_AV.shape[1])
+        if start == 0:  # the first row tells the vocabulary
+            shape = (starts[-1], logprobs_AV.shape[1])
             store = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
-        store[cursor : cursor + len(logprobs_AV)] = logprobs_AV
-        starts.append(cursor)
-        cursor += len(logprobs_AV)
+        store[start:end] = logprobs_AV
     return Reference(rows, store, starts)
 
 

@@ -256,6 +256,12 @@ def test_impossible_settings(tmp_path):
         assert caught.value.hint
 
 
+def test_a_file_without_a_usable_row_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(pairs(texts(60)))
+    (tmp_path / "latin.csv").write_bytes("prompt,completion\ncafé,ok\nthé,ok\n".encode("latin-1"))
+    assert run(tmp_path, train=("*.*",)).warnings == ["latin.csv: none of its 2 rows is used (not UTF-8)"]
+
+
 def test_plain_text_rows(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(texts(40)) + "\n\n")
     assert run(tmp_path, train=("a.txt",)).rows_kept == 40

@@ -107,8 +107,8 @@ def test_unquotable_system_is_refused(tmp_path, system):
             "--Because.And?",
         ),
         (
-            "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ if not $last }}{{ $i }}{{ end }}"
-            "{{ end }}",
+            "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+            "{{ if not $last }}{{ $i }}{{ end }}{{ end }}",
             "012",
         ),
         (

@@ -1,0 +1,64 @@
+"""`luthier chat`: talk to the built model, any model folder, or the base; answers stream."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from luthier.bases.resolve import resolve_base
+from luthier.config.load import load_project
+from luthier.errors import ArtifactError
+from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
+from luthier.models.sampler import LocalSampler
+from luthier.types import Message
+
+
+def chat(
+    config: Path, overrides: list[str], *, model: Path | None, base: bool, message: str | None, max_new_tokens: int
+) -> None:
+    """One exchange with `message`, else a conversation until an empty line or Ctrl-D."""
+    system = ""
+    if model is not None:
+        opened = open_folder(resolve_base(str(model)))
+    else:
+        project = load_project(config, overrides)
+        opened, system = open_base(project), project.spec.data.system
+        if not base:
+            opened = open_folder(resolve_base(str(_newest_build(project.output_dir))))
+    sampler = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=1)
+    history: list[Message] = [{"role": "system", "content": system}] if system else []
+    if message is not None:
+        _answer(sampler, opened, [*history, {"role": "user", "content": message}], max_new_tokens)
+        return
+    while text := _ask():
+        history.append({"role": "user", "content": text})
+        history.append({"role": "assistant", "content": _answer(sampler, opened, history, max_new_tokens)})
+
+
+def _newest_build(output_dir: Path) -> Path:
+    builds = sorted(output_dir.glob("build-*/merged"), key=lambda path: path.stat().st_mtime)
+    if not builds:
+        raise ArtifactError(f"{output_dir}: nothing built yet", hint="luthier run first, or --base for the untuned base")
+    return builds[-1]
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _answer(sampler: LocalSampler, opened: OpenBase, messages: list[Message], max_new_tokens: int) -> str:
+    """Prints the answer as it comes; returns it."""
+    shown, ids = "", []
+    for token in sampler.stream(messages, max_new_tokens=max_new_tokens):
+        ids.append(token)
+        text = opened.codec.parse(ids)
+        # A code point may be split over tokens: what still ends in the replacement character is held back.
+        if text.startswith(shown) and not text.endswith("�"):
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    sys.stdout.write("\n")
+    return shown

@@ -1,0 +1,20 @@
+"""The toy base, trained once a session, and the CLI in this process."""
+
+import pytest
+from typer.testing import CliRunner
+
+from luthier.cli import app
+from tests.jobs.toy import make_base
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory):
+    """A tiny base that answers by colour when told `label`, and `unknown` otherwise."""
+    return make_base(tmp_path_factory.mktemp("toy") / "base")
+
+
+@pytest.fixture(scope="session")
+def luthier():
+    """Runs a verb in this process: luthier("run", "-c", path) -> result with exit_code, output and exception."""
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])

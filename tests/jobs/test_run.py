@@ -1,0 +1,226 @@
+"""The main job through the CLI, with real training: every verdict, reuse, resume, and what a user does wrong."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from luthier.adapters.peft_files import load_adapter
+from luthier.errors import Interrupted, LuthierError
+from luthier.models.load import load_model
+from luthier.ship.parity import model_logits
+from luthier.store.publish import verify_folder
+from tests.jobs.toy import make_texts, write_csv, write_project
+
+NO_LEARNING = ("--set", "train.max_steps=1", "--set", "train.learning_rate=1e-7")
+
+
+def only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    assert len(found) == 1, f"{pattern}: {found}"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory, toy_base, luthier):
+    """A whole run that ships: (project file, its first result)."""
+    path = write_project(tmp_path_factory.mktemp("ship"), toy_base, make_texts(400, seed=7))
+    return path, luthier("run", "-c", path)
+
+
+def test_a_tune_that_earns_it_ships_with_exit_0(shipped):
+    path, result = shipped
+    assert result.exit_code == 0, result.output
+    runs = path.parent / "runs"
+    verdict = json.loads((only(runs, "evaluate-*") / "verdict.json").read_text())
+    assert verdict["verdict"] == "SHIP_TUNE" and verdict["metrics"]["accuracy"]["tuned"] > 0.9
+    for stage in ("prepare", "train", "build", "evaluate", "published"):
+        assert verify_folder(only(runs, f"{stage}-*")) == []
+    assert "SHIP_TUNE" in result.output and "report.html" in result.output
+    report = (only(runs, "evaluate-*") / "report.html").read_text()
+    assert "<svg" in report and not re.search(r'(?:src|href)="https?://', report), "one file, nothing from outside"
+
+
+def test_the_published_folder_is_what_was_trained(shipped):
+    path, _ = shipped
+    runs = path.parent / "runs"
+    published, base = only(runs, "published-*"), re.search(r'base: "(.+?)"', path.read_text()).group(1)
+    assert {p.name for p in published.iterdir()} >= {"merged", "adapter", "model-f16.gguf", "README.md", "parity.json"}
+    model = load_model(base)
+    load_adapter(model, published / "adapter")
+    ids = list(range(3, 40))
+    ours = model_logits(model.eval())(ids, range(len(ids)))
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(published / "merged", dtype=torch.float32)
+        theirs = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_second_run_reuses_every_stage_and_says_so(shipped, luthier):
+    path, first = shipped
+    before = sorted(p.name for p in (path.parent / "runs").iterdir())
+    result = luthier("run", "-c", path)
+    assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 5
+    assert sorted(p.name for p in (path.parent / "runs").iterdir()) == before
+
+
+def test_changing_a_knob_rebuilds_only_what_depends_on_it(shipped, luthier):
+    path, _ = shipped
+    result = luthier("run", "-c", path, "--set", "evaluate.min_effect=0.05")
+    assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 3, result.output
+
+
+def test_decide_reproduces_the_verdict_byte_for_byte(shipped, luthier, tmp_path):
+    path, _ = shipped
+    judged = next(p for p in (path.parent / "runs").glob("evaluate-*"))
+    result = luthier("decide", "--from", judged / "samples.jsonl", "-o", tmp_path / "again.json")
+    assert result.exit_code == 0
+    assert (tmp_path / "again.json").read_bytes() == (judged / "verdict.json").read_bytes()
+
+
+def test_a_broken_adapter_is_blocked(shipped, luthier, tmp_path):
+    path, _ = shipped
+    good = only(path.parent / "runs", "published-*") / "adapter"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text((good / "adapter_config.json").read_text())
+    tensors = load_file(good / "adapter_model.safetensors")
+    torch.manual_seed(0)
+    save_file({k: torch.randn_like(v) for k, v in tensors.items()}, broken / "adapter_model.safetensors")
+    result = luthier("evaluate", "-c", path, "--adapter", broken)
+    assert result.exit_code == 11, result.output
+    assert luthier("evaluate", "-c", path, "--adapter", good).exit_code == 0, "the same road lets the good one pass"
+
+
+def test_a_base_that_only_needed_the_right_prompt_ends_in_10(tmp_path, toy_base, luthier):
+    path = write_project(tmp_path, toy_base, make_texts(500, seed=8), evaluate=', instructions: ["", "label"]')
+    result = luthier("run", "-c", path, *NO_LEARNING)
+    assert result.exit_code == 10, result.output
+    assert not list((tmp_path / "runs").glob("published-*")), "nothing is published when the tune does not ship"
+
+
+def test_shuffled_labels_end_in_11(tmp_path, toy_base, luthier):
+    rng = random.Random(0)
+    pairs = [(text, rng.choice(["yes", "no"])) for text, _ in make_texts(500, seed=9)]
+    path = write_project(tmp_path, toy_base, pairs, evaluate=', instructions: ["label"]')
+    result = luthier("run", "-c", path)
+    assert result.exit_code == 11, result.output
+
+
+def test_a_small_test_set_ends_in_12(tmp_path, toy_base, luthier):
+    result = luthier("run", "-c", write_project(tmp_path, toy_base, make_texts(60, seed=10)))
+    assert result.exit_code == 12, result.output
+    assert "INCONCLUSIVE" in result.output
+
+
+def test_the_same_model_twice_does_not_ship(tmp_path, toy_base, luthier):
+    """A/A with sampled decoding: base against itself under another seed."""
+    path = write_project(tmp_path, toy_base, make_texts(300, seed=11))
+    result = luthier("evaluate", "-c", path, "--model", toy_base, "--set", "evaluate.temperature=1.0")
+    assert result.exit_code in (11, 12), result.output
+
+
+def test_no_dev_split_is_refused_or_forfeits_the_verdict(tmp_path, toy_base, luthier):
+    path = write_project(tmp_path, toy_base, make_texts(120, seed=12))
+    no_dev = ("--set", "data.split={train: 0.6, dev: 0, test: 0.4}")
+    refused = luthier("run", "-c", path, *no_dev)
+    assert isinstance(refused.exception, LuthierError) and "dev" in str(refused.exception)
+    assert "allow_no_dev" in refused.exception.hint
+    accepted = luthier("run", "-c", path, *no_dev, "--set", "data.allow_no_dev=true")
+    assert accepted.exit_code == 12, accepted.output
+
+
+def test_test_rows_that_stand_in_train_are_removed_from_train_and_listed(tmp_path, toy_base, luthier):
+    pairs = make_texts(200, seed=13)
+    path = write_project(tmp_path, toy_base, pairs)
+    write_csv(tmp_path / "sealed.csv", pairs[:60])
+    result = luthier("prepare", "-c", path, "--set", "data.test=[sealed.csv]")
+    assert result.exit_code == 0, result.output
+    prepared = only(tmp_path / "runs", "prepare-*")
+    summary = json.loads((prepared / "summary.json").read_text())
+    assert len(summary["leaks"]) == 60 and summary["splits"]["test"] == 60
+    tested = {json.loads(line)["messages"][0]["content"] for line in (prepared / "test.jsonl").open()}
+    trained = {json.loads(line)["messages"][0]["content"] for line in (prepared / "train.jsonl").open()}
+    assert not tested & trained
+
+
+def test_mask_and_chat_verbs(shipped, luthier):
+    path, _ = shipped
+    shown = luthier("mask", "-c", path, "--rows", "1")
+    assert shown.exit_code == 0 and re.search(r"\[(yes|no|y|n)", shown.output), shown.output
+    assert all(f"P{i}" in shown.output for i in range(1, 9))
+    answered = luthier("chat", "-c", path, "-m", "zaba red kobo", "--max-new-tokens", "4")
+    assert answered.exit_code == 0 and "yes" in answered.output, answered.output
+
+
+def cli(*arguments, cwd=None):
+    return subprocess.Popen(
+        [sys.executable, "-m", "luthier", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_the_next_run_equals_an_uninterrupted_one(tmp_path, toy_base, luthier):
+    slow = ("--set", "train.num_epochs=40", "--set", "adapter.lora_dropout=0.1")
+    path = write_project(tmp_path / "a", toy_base, make_texts(300, seed=14))
+    child = cli("train", "-c", path, *slow)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "a/runs").glob("train-*.work/metrics.jsonl")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    output = child.communicate(timeout=120)[0]
+    assert child.returncode == Interrupted.exit_code, output
+    assert "run the same command again" in output and "Traceback" not in output
+    assert luthier("train", "-c", path, *slow).exit_code == 0
+    whole = write_project(tmp_path / "b", toy_base, make_texts(300, seed=14))
+    assert luthier("train", "-c", whole, *slow).exit_code == 0
+    name = "adapter/adapter_model.safetensors"
+    resumed, straight = (load_file(only(tmp_path / side / "runs", "train-*") / name) for side in "ab")
+    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+
+
+WRONG = [
+    (("run", "-c", "none.yaml"), 2, "no such file"),
+    (("run", "--config"), 2, "requires an argument"),
+    (("rnu",), 2, "No such command"),
+    (("decide", "--from", "none.jsonl"), (1, 2), "none.jsonl"),
+    (("init", "none.csv"), 2, "none.csv"),
+    (("evaluate", "-c", "luthier.yaml", "--adapter", "none"), (1, 2), "no such folder"),
+    (("run", "-c", "luthier.yaml", "--set", "model.base=none/model"), 2, "hub"),
+    (("run", "-c", "luthier.yaml", "--set", "data.train=[none.csv]"), 2, "none.csv"),
+    (("run", "-c", "luthier.yaml", "--set", "data.completion={labl}"), 2, "labl"),
+    (("run", "-c", "luthier.yaml", "--set", "adapter.lora_target_modules=[q_prj]"), 2, "q_proj"),
+    (("run", "-c", "luthier.yaml", "--set", "adapter.lora_r=65"), 2, "width"),
+    (("run", "-c", "luthier.yaml", "--set", "train.sequence_len=16"), 2, "sequence_len"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), WRONG, ids=[" ".join(w[0][-2:]) for w in WRONG])
+def test_wrong_use_ends_in_words_not_in_a_traceback(tmp_path, toy_base, arguments, code, words, monkeypatch, capfd):
+    from luthier import cli as module
+
+    write_project(tmp_path, toy_base, make_texts(120, seed=15))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["luthier", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    said = capfd.readouterr()
+    assert ended.value.code in (code if isinstance(code, tuple) else (code,)), said
+    assert words in said.err + said.out and "Traceback" not in said.err and "internal:" not in said.err
+
+
+def test_help_is_quick_to_load_and_never_imports_torch():
+    code = "import sys, luthier.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0
