@@ -64,7 +64,8 @@ def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: St
 
     def make(folder: Path) -> dict[str, Any]:
         set_threads(project)
-        return _build(project, opened, trained.folder / "adapter", read_rows(prepared.folder, "dev"), folder)
+        rows = read_rows(prepared.folder, "dev") or read_rows(prepared.folder, "train")
+        return _build(project, opened, trained.folder / "adapter", rows, folder)
 
     stage = run_stage(project, "build", VERSION, inputs, make)
     _tell(stage)
