@@ -1,7 +1,8 @@
-"""The command line: one verb, one job. A verb's job module is imported when the verb runs, so `--help` never loads torch.
+"""The command line: one verb, one job. A verb's job module is imported when the verb runs, so `--help` never loads
+torch.
 
-Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING, 12 INCONCLUSIVE,
-75 interrupted and resumable, 1 crash, 2 usage.
+Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING,
+12 INCONCLUSIVE, 75 interrupted and resumable, 1 crash, 2 usage.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ config_app = typer.Typer(help="Look at the resolved project file.", no_args_is_h
 app.add_typer(config_app, name="config")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
+]
 NO_OVERRIDES: list[str] = []
 
 
@@ -60,7 +63,9 @@ def _top(
 @app.command()
 def init(
     files: Annotated[list[Path], typer.Argument(help="Your data: CSV, JSON, JSONL, Parquet or Arrow files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path("luthier.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path(
+        "luthier.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented project file from a look at your data."""
@@ -95,7 +100,9 @@ def build(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) 
 def evaluate(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
-    adapter: Annotated[Path | None, typer.Option(help="Judge this PEFT adapter folder instead of this project's.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Judge this PEFT adapter folder instead of this project's.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Judge this model folder instead of this project's.")] = None,
 ) -> None:
     """Judge base, best prompt and tune on the sealed test rows; end with a verdict."""
@@ -115,7 +122,9 @@ def decide(
 def chat(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
-    model: Annotated[Path | None, typer.Option(help="Talk to this model folder instead of the project's build.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Talk to this model folder instead of the project's build.")
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Talk to the untuned base.")] = False,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say this one thing and exit.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,

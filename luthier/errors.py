@@ -1,4 +1,5 @@
-"""The one error family. Every error a user can meet says what was found, what was expected and, in `hint`, the next move.
+"""The one error family. Every error a user can meet says what was found, what was expected and, in `hint`, the next
+move.
 
 The CLI prints `error: <message>` and `hint: <hint>` and exits with `exit_code`; no traceback reaches a user.
 """

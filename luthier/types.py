@@ -37,7 +37,9 @@ class Row:
     @property
     def prompt(self) -> tuple[Message, ...]:
         """The messages before the last assistant turn: what a server would be asked."""
-        last = len(self.messages) - 1 if self.messages and self.messages[-1]["role"] == "assistant" else len(self.messages)
+        last = (
+            len(self.messages) - 1 if self.messages and self.messages[-1]["role"] == "assistant" else len(self.messages)
+        )
         return self.messages[:last]
 
     @property

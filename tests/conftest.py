@@ -1,15 +1,16 @@
-"""Shared fixtures. The OMP policy must stand before torch is imported: two spinning threads on busy cores are 18x slower."""
+"""Shared fixtures. The OMP policy must stand before torch is imported: two spinning threads on busy cores are 18x
+slower."""
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from luthier.bases.resolve import resolve_base  # noqa: E402
-from tests.tiny import make_tiny_base  # noqa: E402
+from luthier.bases.resolve import resolve_base
+from tests.tiny import make_tiny_base
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

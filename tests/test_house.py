@@ -1,4 +1,5 @@
-"""The house rules of docs/architecture.md, as tests: who may import whom, without torch, sizes, names, no monkeypatching."""
+"""The house rules of docs/architecture.md, as tests: who may import whom, without torch, sizes, names, no
+monkeypatching."""
 
 from __future__ import annotations
 

@@ -27,13 +27,20 @@ ARCHS = {
     "gemma2": (
         Gemma2Config,
         Gemma2ForCausalLM,
-        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
     ),
     "phi3": (Phi3Config, Phi3ForCausalLM, {}),
 }
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -71,11 +78,15 @@ def make_tokenizer(folder: Path, *, vocab_size: int = 512, template: str | None 
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
+    )
     return tokenizer.get_vocab_size()
 
 
-def make_tiny_base(folder: Path, arch: str = "llama", *, seed: int = 0, template: str | None = CHATML, **overrides) -> Path:
+def make_tiny_base(
+    folder: Path, arch: str = "llama", *, seed: int = 0, template: str | None = CHATML, **overrides
+) -> Path:
     """A 2-layer random model of `arch` with tokenizer and chat template, as a Hugging Face folder of safetensors."""
     folder = Path(folder)
     vocab_size = make_tokenizer(folder, template=template)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.adapters.frozen_gemm import times_weight, times_weight_back
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError, TrainError
 
@@ -34,11 +35,16 @@ class _LoraFunction(torch.autograd.Function):
         scale: float, dropout: float,
     ) -> Tensor:  # fmt: skip
         a_RI, b_OR = a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype)
-        y_NO = F.linear(x_NI, weight_OI, bias_O)
         # The mask is drawn as F.dropout draws it, so one seed gives the numbers of the textbook expression.
         mask_NI = F.dropout(torch.ones_like(x_NI), dropout, training=True) if dropout else None
         xa_NR = (x_NI if mask_NI is None else x_NI * mask_NI) @ a_RI.t()
-        y_NO.addmm_(xa_NR, b_OR.t(), alpha=scale)
+        if x_NI.dtype is torch.float32:
+            y_NO = times_weight(x_NI, weight_OI, bias_O).addmm_(xa_NR, b_OR.t(), alpha=scale)
+        else:
+            # One product [x | xA'][W | sB]': the update is added before the sum is rounded. Added to an output that has
+            # been rounded to 8 bits, half of a young adapter's update is lost (measured: 50% kept, here 100%).
+            extended = torch.cat([weight_OI, b_OR * scale], dim=1)
+            y_NO = F.linear(torch.cat([x_NI, xa_NR], dim=1), extended, bias_O)
         ctx.save_for_backward(x_NI, xa_NR, weight_OI, a_RI, b_OR, None if mask_NI is None else mask_NI != 0)
         ctx.scale, ctx.dropout = scale, dropout
         return y_NO
@@ -48,12 +54,12 @@ class _LoraFunction(torch.autograd.Function):
         x_NI, xa_NR, weight_OI, a_RI, b_OR, kept_NI = ctx.saved_tensors
         keep_scale = 1.0 / (1.0 - ctx.dropout)
         dxa_NR = (dy_NO @ b_OR).mul_(ctx.scale)
-        db_OR = (dy_NO.t() @ xa_NR).mul_(ctx.scale)
+        db_OR = (xa_NR.t() @ dy_NO).t().mul_(ctx.scale)  # this way round: the tall product is 1.7x slower
         dropped_NI = x_NI if kept_NI is None else x_NI * kept_NI.to(x_NI.dtype).mul_(keep_scale)
         da_RI = dxa_NR.t() @ dropped_NI
         dx_NI = None
         if ctx.needs_input_grad[0]:
-            dx_NI = dy_NO @ weight_OI
+            dx_NI = times_weight_back(dy_NO, weight_OI)
             if kept_NI is None:
                 dx_NI.addmm_(dxa_NR, a_RI)
             else:

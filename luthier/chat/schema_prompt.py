@@ -1,4 +1,5 @@
-"""The answer's JSON Schema in words, put into the system message: training and every arm of the evaluation read the same text.
+"""The answer's JSON Schema in words, put into the system message: training and every arm of the evaluation read the
+same text.
 
 Nothing is added when the system message names every field already, so applying it twice changes nothing.
 """

@@ -1,4 +1,5 @@
-"""Cross-section checks: pure functions from a resolved spec to problems (key, what is wrong, next move). They never edit."""
+"""Cross-section checks: pure functions from a resolved spec to problems (key, what is wrong, next move). They never
+edit."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def _budget_holds_a_row(spec: ProjectSpec) -> list[Problem]:
     return [
         (
             "train.micro_batch_tokens",
-            f"{spec.train.micro_batch_tokens} is less than train.sequence_len {spec.train.sequence_len}, so a long row fits no batch",
+            f"{spec.train.micro_batch_tokens} is less than train.sequence_len {spec.train.sequence_len}, "
+            "so a long row fits no batch",
             f"set it to at least {spec.train.sequence_len}",
         )
     ]

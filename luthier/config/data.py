@@ -51,7 +51,8 @@ class DataSpec(Spec):
     min_answer_chars: Annotated[int, Field(ge=0)] = 1
     """Rows with shorter answers are quarantined."""
     near_duplicate_threshold: Share = 0.8
-    """Rows whose prompts have at least this Jaccard similarity (word 3-grams) to a kept row are removed; 1 = exact only."""
+    """Rows whose prompts have at least this Jaccard similarity (word 3-grams) to a kept row are removed; 1 = exact
+    only."""
     leak_threshold: Share = 0.7
     """Rows at least this similar are one group and never straddle a split."""
     group_by: str | None = None
@@ -74,7 +75,7 @@ class DataSpec(Spec):
         if self.completion is not None and self.json_fields:
             raise ValueError("give either completion or json_fields, not both")
         if self.format == "columns" and not self.prompt:
-            raise ValueError("format columns needs a prompt template such as \"{text}\"")
+            raise ValueError('format columns needs a prompt template such as "{text}"')
         if self.prompt and self.completion is None and not self.json_fields:
             raise ValueError("a prompt template needs completion or json_fields beside it")
         return self

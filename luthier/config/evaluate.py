@@ -69,4 +69,5 @@ class EvaluateSpec(Spec):
     prompt: PromptSearchSpec = PromptSearchSpec()
     gates: GatesSpec = GatesSpec()
     require: Literal["tune", "prompt", "any"] | None = None
-    """Map allowed verdicts to exit code 0 for CI: tune = only a shipped tune, prompt = also a prompt, any = every verdict."""
+    """Map allowed verdicts to exit code 0 for CI: tune = only a shipped tune, prompt = also a prompt, any = every
+    verdict."""

@@ -1,4 +1,5 @@
-"""From `luthier.yaml` and `--set section.key=value` to a resolved, checked ProjectSpec that knows where each value came from."""
+"""From `luthier.yaml` and `--set section.key=value` to a resolved, checked ProjectSpec that knows where each value
+came from."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def _apply_override(raw: dict[str, Any], assignment: str) -> str:
     key, equals, text = assignment.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"--set {assignment}: expected section.key=value", hint="for example --set train.num_epochs=2")
+        raise ConfigError(
+            f"--set {assignment}: expected section.key=value", hint="for example --set train.num_epochs=2"
+        )
     if key not in known_keys():
         raise ConfigError(f"--set {key}: unknown key", hint=_nearest(key))
     value, _ = parse_yaml(text, Path("--set"))
@@ -112,7 +115,9 @@ def _locate(path: Path, lines: dict[str, int], parts: Sequence[str | int], overr
 def _config_error(error: ValidationError, path: Path, lines: dict[str, int], overridden: set[str]) -> ConfigError:
     messages, hint = [], ""
     for item in error.errors():
-        parts = [p for p in item["loc"] if not (isinstance(p, str) and (p.startswith("literal[") or p.startswith("tuple[")))]
+        parts = [
+            p for p in item["loc"] if not (isinstance(p, str) and (p.startswith("literal[") or p.startswith("tuple[")))
+        ]
         place, dotted = _locate(path, lines, parts, overridden)
         if item["type"] == "extra_forbidden":
             messages.append(f"{place}: unknown key {dotted}")
@@ -127,7 +132,9 @@ def _config_error(error: ValidationError, path: Path, lines: dict[str, int], ove
     return ConfigError("\n".join(dict.fromkeys(messages)), hint=hint)
 
 
-def _origins(spec: BaseModel, path: Path, lines: dict[str, int], overridden: set[str], prefix: str = "") -> dict[str, str]:
+def _origins(
+    spec: BaseModel, path: Path, lines: dict[str, int], overridden: set[str], prefix: str = ""
+) -> dict[str, str]:
     origins: dict[str, str] = {}
     for name in type(spec).model_fields:
         dotted, value = f"{prefix}{name}", getattr(spec, name)
@@ -143,12 +150,15 @@ def _origins(spec: BaseModel, path: Path, lines: dict[str, int], overridden: set
 
 
 def load_project(path: Path, overrides: Sequence[str] = ()) -> Project:
-    """Reads, overrides, expands ${ENV}, validates and cross-checks. Raises ConfigError with file:line, key and next move."""
+    """Reads, overrides, expands ${ENV}, validates and cross-checks. Raises ConfigError with file:line, key and next
+    move."""
     path = Path(path)
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds a {type(raw).__name__}"
-        raise ConfigError(f"{path}: {found}, expected sections such as data: and train:", hint="see `luthier init --help`")
+        raise ConfigError(
+            f"{path}: {found}, expected sections such as data: and train:", hint="see `luthier init --help`"
+        )
     raw = {key: ({} if value is None and key in ProjectSpec.model_fields else value) for key, value in raw.items()}
     overridden = {_apply_override(raw, assignment) for assignment in overrides}
     raw = _expand_env(raw, "")

@@ -1,6 +1,8 @@
-"""YAML as people mean it: YAML 1.2 numbers and booleans, no duplicate keys, no alias bombs, no tags, and a line for every key.
+"""YAML as people mean it: YAML 1.2 numbers and booleans, no duplicate keys, no alias bombs, no tags, and a line for
+every key.
 
-PyYAML follows YAML 1.1, where `2e-5` is a string and `no` is False; this loader replaces those rules on its own resolver
+PyYAML follows YAML 1.1, where `2e-5` is a string and `no` is False; this loader replaces those rules on its own
+resolver
 table (https://yaml.org/spec/1.2.2/#103-core-schema).
 """
 
@@ -49,7 +51,9 @@ def _walk(path: Path, node: yaml.Node, prefix: str, lines: dict[str, int]) -> No
     for key_node, value_node in node.value:
         key = str(key_node.value)
         if key in seen:
-            raise _fail(path, key_node.start_mark, f"key {key!r} stands twice (first on line {seen[key]})", "keep one of them")
+            raise _fail(
+                path, key_node.start_mark, f"key {key!r} stands twice (first on line {seen[key]})", "keep one of them"
+            )
         seen[key] = key_node.start_mark.line + 1
         dotted = f"{prefix}.{key}" if prefix else key
         lines[dotted] = seen[key]
@@ -74,14 +78,16 @@ def parse_yaml(text: str, path: Path) -> tuple[Any, dict[str, int]]:
         if node is None:
             return None, lines
         _walk(path, node, "", lines)
-        return yaml.load(text, Loader=_Loader), lines  # noqa: S506 - _Loader is a SafeLoader
+        return yaml.load(text, Loader=_Loader), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         tabs = "\t" in text
         raise ConfigError(
             f"{where}: not valid YAML: {error.problem}",
-            hint="YAML is indented with spaces, not tabs" if tabs else "check the indentation and the quotes on that line",
+            hint="YAML is indented with spaces, not tabs"
+            if tabs
+            else "check the indentation and the quotes on that line",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
@@ -96,7 +102,9 @@ def read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
     if not path.is_file():
         raise ConfigError(f"{path}: not a file", hint="give the path of the YAML file itself")
     if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size} bytes is too large for a project file", hint="is it a data file?")
+        raise ConfigError(
+            f"{path}: {path.stat().st_size} bytes is too large for a project file", hint="is it a data file?"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -31,7 +31,9 @@ def artefacts_of(stage: Stage) -> list[Artefact]:
     """The artefacts of a finished build."""
     entries = json.loads((stage.folder / FILE).read_text(encoding="utf-8"))
     return [
-        Artefact(entry["name"], stage.folder / entry["path"], tuple(map(_record, entry["records"])), tuple(entry["notes"]))
+        Artefact(
+            entry["name"], stage.folder / entry["path"], tuple(map(_record, entry["records"])), tuple(entry["notes"])
+        )
         for entry in entries
     ]
 

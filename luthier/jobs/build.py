@@ -72,9 +72,7 @@ def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: St
     return stage
 
 
-def _build(
-    project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path
-) -> dict[str, Any]:
+def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
     ship = project.spec.ship
     report = merge(opened.base.folder, adapter, folder / "merged", stop_ids=opened.codec.stop_ids)
     held = _reference(opened, adapter, rows[: ship.parity_rows], folder)
@@ -148,4 +146,6 @@ def _tell(stage: Stage) -> None:
                 "equal to what was trained" if artefact.passed else f"withheld: {'; '.join(artefact.reasons)}",
             )
         )
-    console.table("", ("         artefact", "size", "KL", "same top-1", "parity"), [("         " + r[0], *r[1:]) for r in rows])
+    console.table(
+        "", ("         artefact", "size", "KL", "same top-1", "parity"), [("         " + r[0], *r[1:]) for r in rows]
+    )

@@ -38,7 +38,9 @@ def chat(
 def _newest_build(output_dir: Path) -> Path:
     builds = sorted(output_dir.glob("build-*/merged"), key=lambda path: path.stat().st_mtime)
     if not builds:
-        raise ArtifactError(f"{output_dir}: nothing built yet", hint="luthier run first, or --base for the untuned base")
+        raise ArtifactError(
+            f"{output_dir}: nothing built yet", hint="luthier run first, or --base for the untuned base"
+        )
     return builds[-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -16,8 +17,12 @@ from luthier.jobs import console
 
 
 def _scalar(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and ("\n" in value or not value) else (
-        yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if isinstance(value, str) and ("\n" in value or not value)
+        else (
+            yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
+        )
     )
 
 
@@ -44,7 +49,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the string written under it in the source of its spec."""
     body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(model))).body[0].body
     found = {}
-    for field, doc in zip(body, body[1:], strict=False):
+    for field, doc in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             found[ast.unparse(field.target)] = str(doc.value.value)
     return found

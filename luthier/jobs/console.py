@@ -1,4 +1,5 @@
-"""What the user sees: stage headlines, progress bars, tables and the closing card. On a pipe: plain lines, no control codes."""
+"""What the user sees: stage headlines, progress bars, tables and the closing card. On a pipe: plain lines, no
+control codes."""
 
 from __future__ import annotations
 
@@ -58,9 +59,16 @@ def progress_bar(label: str) -> Iterator:
         yield plain
         return
     bar = Progress(
-        TextColumn(" " * 8), SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("{task.fields[figures]}"), console=console, transient=True,
-    )  # fmt: skip
+        TextColumn(" " * 8),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        transient=True,
+    )
     with bar:
         task = bar.add_task(label, total=None, figures="")
 

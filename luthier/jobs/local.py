@@ -1,4 +1,5 @@
-"""The local model as evaluation sees it: base resolved, tokenizer and template opened, sampler and scorer over one loaded model."""
+"""The local model as evaluation sees it: base resolved, tokenizer and template opened, sampler and scorer over one
+loaded model."""
 
 from __future__ import annotations
 

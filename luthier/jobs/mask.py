@@ -36,4 +36,6 @@ def mask(project: Project, *, num_rows: int) -> None:
         [(o.id, "holds" if o.passed else "FAILS", str(o.num_checked), o.detail) for o in proof.obligations],
     )
     if not proof.passed:
-        raise TemplateError("the loss mask is not proved", hint="the table names the obligation that fails, and the row")
+        raise TemplateError(
+            "the loss mask is not proved", hint="the table names the obligation that fails, and the row"
+        )

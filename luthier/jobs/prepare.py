@@ -44,7 +44,12 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     def make(folder: Path) -> dict[str, Any]:
         with console.progress_bar("tokenising") as progress:
             summary = prepare_data(
-                data, codec=opened.codec, sequence_len=sequence_len, out=folder, base_dir=project.folder, progress=progress
+                data,
+                codec=opened.codec,
+                sequence_len=sequence_len,
+                out=folder,
+                base_dir=project.folder,
+                progress=progress,
             )
         return {"splits": summary.splits, "tokens": summary.tokens}
 
@@ -62,7 +67,8 @@ def schema_of(project: Project) -> dict[str, Any] | None:
 def _tell(stage: Stage, summary: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items() if count)
     console.line(
-        f"{summary['rows_read']:,} rows read = {summary['rows_kept']:,} kept + {summary['rows_quarantined']:,} quarantined"
+        f"{summary['rows_read']:,} rows read = {summary['rows_kept']:,} kept + "
+        f"{summary['rows_quarantined']:,} quarantined"
     )
     console.line(f"{splits}; near-duplicates across splits: {summary['proof']['straddling_edges']}")
     for warning in summary["warnings"]:

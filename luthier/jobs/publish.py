@@ -59,5 +59,7 @@ def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: St
         training={name: facts[name] for name in figures},
         data=prepared.facts["splits"],
         verdict=verdict,
-        limits=("Judged only on rows like those of the project's test split, and only by the gates that the verdict names.",),
+        limits=(
+            "Judged only on rows like those of the project's test split, and only by the gates that the verdict names.",
+        ),
     )

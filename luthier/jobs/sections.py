@@ -1,4 +1,5 @@
-"""The parts of the verdict report that other stages know: where the data came from, the training curve, the artefacts."""
+"""The parts of the verdict report that other stages know: where the data came from, the training curve, the
+artefacts."""
 
 from __future__ import annotations
 

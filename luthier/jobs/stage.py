@@ -1,4 +1,5 @@
-"""Content-addressed stages: an output folder named by the digest of everything it depends on, built once, then reused."""
+"""Content-addressed stages: an output folder named by the digest of everything it depends on, built once, then
+reused."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Stage:
 
 
 def stage_folder(project: Project, name: str, version: int, inputs: dict[str, Any]) -> Path:
-    """Where the output of a stage with these inputs belongs. Bump `version` when the stage's code changes its meaning."""
+    """Where the output of a stage with these inputs belongs. Bump `version` when the stage's code changes its
+    meaning."""
     key = digest_json({"stage": name, "version": version, "inputs": inputs})
     return project.output_dir / f"{name}-{key[:KEY_CHARS]}"
 
@@ -52,7 +54,8 @@ def standing(name: str, folder: Path) -> Stage | None:
 def run_stage(
     project: Project, name: str, version: int, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 ) -> Stage:
-    """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to keep."""
+    """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to
+    keep."""
     folder = stage_folder(project, name, version, inputs)
     found = standing(name, folder)
     if found:

@@ -1,6 +1,7 @@
 """Atomic outputs: a file or a folder is either whole or does not exist.
 
-Protocol of a folder: write into `.tmp-<name>-<pid>` beside it, fsync every file, write `manifest.json` last (name, size and
+Protocol of a folder: write into `.tmp-<name>-<pid>` beside it, fsync every file, write `manifest.json` last (name,
+size and
 sha256 of every file), fsync it and the folder, rename once, fsync the parent. No manifest, no output.
 Why each step: research on crash consistency (arXiv 2511.18323) and the published chaos test of trainers' checkpoints.
 """
@@ -47,7 +48,8 @@ def _fsync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replaces the file at `path` by `content` (str is written as UTF-8): readers see the old bytes or the new, never half."""
+    """Replaces the file at `path` by `content` (str is written as UTF-8): readers see the old bytes or the new,
+    never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
@@ -66,7 +68,11 @@ def _manifest_of(folder: Path, kind: str, inputs: dict[str, Any], facts: dict[st
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files.append(
-            {"name": path.relative_to(folder).as_posix(), "size_bytes": path.stat().st_size, "sha256": digest_file(path)}
+            {
+                "name": path.relative_to(folder).as_posix(),
+                "size_bytes": path.stat().st_size,
+                "sha256": digest_file(path),
+            }
         )
     return {"schema_version": 1, "kind": kind, "luthier": __version__, "inputs": inputs, "facts": facts, "files": files}
 
@@ -77,7 +83,8 @@ def publishing(
 ) -> Iterator[Path]:
     """Yields an empty temporary folder; on a clean exit seals it with a manifest and renames it to `folder`.
 
-    `facts` may be filled while the block runs: it is read when the manifest is written. An existing `folder` is replaced.
+    `facts` may be filled while the block runs: it is read when the manifest is written. An existing `folder` is
+    replaced.
     An exception leaves nothing behind.
     """
     folder = Path(folder)
@@ -142,7 +149,9 @@ def is_published(folder: Path) -> bool:
         entries = read_manifest(folder)["files"]
     except ArtifactError:
         return False
-    return all((folder / e["name"]).is_file() and (folder / e["name"]).stat().st_size == e["size_bytes"] for e in entries)
+    return all(
+        (folder / e["name"]).is_file() and (folder / e["name"]).stat().st_size == e["size_bytes"] for e in entries
+    )
 
 
 def sweep(parent: Path) -> None:

@@ -34,7 +34,7 @@ REFUSED = [
     ("train:\n  micro_batch_tokens: 64\n", (), "micro_batch_tokens: 64 is less than train.sequence_len", "at least"),
     ("train:\n  metric_for_best: token_f1\n  eval_task_rows: 4\n", (), "metric_for_best", "choose one of"),
     ("evaluate:\n  metric: json_exact\n", (), "needs answers that are JSON", "json_fields"),
-    ("goal: {owner: \"${LUTHIER_NO_SUCH_VARIABLE}\"}\n", (), "LUTHIER_NO_SUCH_VARIABLE is not set", "export"),
+    ('goal: {owner: "${LUTHIER_NO_SUCH_VARIABLE}"}\n', (), "LUTHIER_NO_SUCH_VARIABLE is not set", "export"),
     ("", ("train.num_epoch=2",), "--set train.num_epoch: unknown key", "train.num_epochs"),
     ("", ("train.num_epochs",), "expected section.key=value", ""),
     ("", ("train.num_epochs=no",), "--set: train.num_epochs", ""),
@@ -66,7 +66,10 @@ def test_missing_directory_and_wrong_encoding(tmp_path):
 
 
 def test_yaml_1_2_scalars(tmp_path):
-    spec = load(tmp_path, MINIMAL + "train: {learning_rate: 2e-5, weight_decay: 1E-2}\ngoal: {owner: no, review_date: 2027-01-01}\n").spec
+    spec = load(
+        tmp_path,
+        MINIMAL + "train: {learning_rate: 2e-5, weight_decay: 1E-2}\ngoal: {owner: no, review_date: 2027-01-01}\n",
+    ).spec
     assert spec.train.learning_rate == 2e-5 and spec.train.weight_decay == 0.01
     assert spec.goal.owner == "no", "the Norway problem"
     assert spec.goal.review_date == "2027-01-01"

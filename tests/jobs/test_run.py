@@ -67,7 +67,7 @@ def test_the_published_folder_is_what_was_trained(shipped):
 
 
 def test_the_second_run_reuses_every_stage_and_says_so(shipped, luthier):
-    path, first = shipped
+    path, _ = shipped
     before = sorted(p.name for p in (path.parent / "runs").iterdir())
     result = luthier("run", "-c", path)
     assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 5

@@ -1,7 +1,9 @@
 """A toy world for end-to-end tests: a 2-layer base that really knows something, and data that really teaches something.
 
-The base is trained here, in seconds, on one rule: with the system message "label" it answers yes or no by the colour in the
-text, without it it answers "unknown". So a tune has something to win, the right prompt can win without a tune, and labels
+The base is trained here, in seconds, on one rule: with the system message "label" it answers yes or no by the colour
+in the
+text, without it it answers "unknown". So a tune has something to win, the right prompt can win without a tune, and
+labels
 that follow no rule can be won by nobody.
 """
 
@@ -56,7 +58,10 @@ def make_base(folder: Path, *, steps: int = 350) -> Path:
         width = max(len(row.ids) for row in batch)
         ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in batch])
         labels = torch.tensor(
-            [[i if t else -100 for i, t in zip(r.ids, r.trained, strict=True)] + [-100] * (width - len(r.ids)) for r in batch]
+            [
+                [i if t else -100 for i, t in zip(r.ids, r.trained, strict=True)] + [-100] * (width - len(r.ids))
+                for r in batch
+            ]
         )
         model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
         optimizer.step()

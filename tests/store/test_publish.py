@@ -11,7 +11,15 @@ import pytest
 
 from luthier.errors import ArtifactError
 from luthier.store.metrics import MetricsLog
-from luthier.store.publish import digest_file, is_published, publishing, read_manifest, sweep, verify_folder, write_atomic
+from luthier.store.publish import (
+    digest_file,
+    is_published,
+    publishing,
+    read_manifest,
+    sweep,
+    verify_folder,
+    write_atomic,
+)
 
 
 def publish(folder, text="hello"):
