@@ -5,7 +5,8 @@ python benchmarks/sft_vs_trl.py [--data examples/support | rows.jsonl] [--rows N
 Same base, rows, mask, rank, targets, start values, optimizer, rate, seed and step count. TRL runs first, once per
 setting, and the rows that its collator really put into each step are written down; luthier then trains on exactly
 those. Runs alternate, each in a process of its own with OMP_WAIT_POLICY=PASSIVE and the same threads. A run counts
-only if every gradient norm is above zero and both loss curves agree. Speed is non-padding tokens a second, median
+only if every gradient norm is above zero and its loss curve is the float32 one. Speed is non-padding tokens a
+second, median
 over steps (the first is warm-up) and rounds. Two peers: TRL as it comes (SFTConfig's defaults: gradient
 checkpointing, bf16 autocast, padded batches of 8) and TRL's best, the fastest of dtype x recompute x packing x micro-
 batch {1,2,4,8}, found by short runs: dtype and recompute first, then the rest. Everything measured goes into
@@ -34,7 +35,7 @@ LEARNING_RATE = 2e-4
 DTYPES = ("float32", "bf16-autocast", "bf16-weights")
 DEFAULTS = {"kind": "trl", "dtype": "bf16-autocast", "recompute": True, "packing": "none", "micro_batch": 8}
 # How far the loss curves may be apart, relative: float32 differs by rounding, half precision by its own error.
-TOLERANCE = {"float32": 2e-3, "bf16": 4e-2}
+TOLERANCE = {"float32": 2e-3, "bf16": 6e-2}
 
 
 def read_rows(path: Path, base: Path, folder: Path, count: int) -> list:
@@ -236,13 +237,31 @@ def check_learning(result: dict, job: dict) -> None:
         raise SystemExit(f"{label(job)}: a gradient norm is not above zero: {result['grad_norms']}")
 
 
-def check_curves(ours: dict, theirs: dict, tolerance: float) -> float:
-    """Largest relative distance of the two loss curves. Raises SystemExit beyond `tolerance`."""
-    pairs = list(zip(ours["losses"], theirs["losses"], strict=True))
+def check_curve(result: dict, reference: dict, job: dict) -> float:
+    """Largest relative distance of a loss curve to the float32 reference. Raises SystemExit beyond what is allowed."""
+    pairs = list(zip(result["losses"], reference["losses"], strict=True))
     worst = max(abs(a - b) / b for a, b in pairs)
-    if worst > tolerance:
-        raise SystemExit(f"the loss curves differ by {worst:.2%} (allowed {tolerance:.2%}): {pairs}")
+    allowed = TOLERANCE["float32" if job["dtype"] == "float32" else "bf16"]
+    if worst > allowed:
+        raise SystemExit(f"{label(job)}: the loss curve is {worst:.2%} off float32 (allowed {allowed:.2%}): {pairs}")
     return worst
+
+
+def find_ours(common: dict, lengths: list[int], args: argparse.Namespace) -> tuple[str, list[dict]]:
+    """luthier's own dtype: the faster of two by short runs, or the one asked for."""
+    if args.luthier_dtype != "auto":
+        return args.luthier_dtype, []
+    steps = min(args.grid_steps, len(lengths) // ROWS_PER_STEP)
+    groups = [list(range(i * ROWS_PER_STEP, (i + 1) * ROWS_PER_STEP)) for i in range(steps)]
+    tried = []
+    for dtype in ("float32", "bfloat16"):
+        job = common | {"kind": "luthier", "dtype": dtype, "groups": groups}
+        result = run_child(job, args.threads)
+        check_learning(result, job)
+        value = statistics.median(speeds(result, lengths))
+        tried.append({"setting": {"luthier": dtype}, "tokens_per_s": value, "peak_bytes": result["peak_bytes"]})
+        print(f"  {value:8.1f} tokens/s  {label(job)}", flush=True)
+    return max(tried, key=lambda entry: entry["tokens_per_s"])["setting"]["luthier"], tried
 
 
 def find_best(common: dict, lengths: list[int], threads: int, steps: int) -> tuple[dict, list[dict]]:
@@ -276,26 +295,32 @@ def find_best(common: dict, lengths: list[int], threads: int, steps: int) -> tup
     return fastest["setting"], tried
 
 
-def measure(peers: dict[str, dict], common: dict, lengths: list[int], args: argparse.Namespace) -> dict:
-    """Interleaved rounds of every peer and luthier on the peer's own rows; medians and ratios."""
+def measure(peers: dict[str, dict], dtype: str, common: dict, lengths: list[int], args: argparse.Namespace) -> dict:
+    """Interleaved rounds of every peer and luthier on the peer's own rows; medians and ratios.
+
+    Curves are held against luthier in float32 on the same rows (itself held against TRL in float32 when that is a
+    peer).
+    """
     figures: dict[str, dict] = {}
+    references: dict[str, dict] = {}
     for round_number in range(args.rounds):
         for name, setting in peers.items():
             theirs_job = common | {"kind": "trl", "steps": args.steps} | setting
             theirs = run_child(theirs_job, args.threads)
-            ours_job = common | {"kind": "luthier", "dtype": args.luthier_dtype, "groups": theirs["groups"]}
+            ours_job = common | {"kind": "luthier", "dtype": dtype, "groups": theirs["groups"]}
             ours = run_child(ours_job, args.threads)
-            check_learning(theirs, theirs_job)
-            check_learning(ours, ours_job)
-            exact = setting["dtype"] == "float32" and args.luthier_dtype == "float32"
-            apart = check_curves(ours, theirs, TOLERANCE["float32" if exact else "bf16"])
-            entry = figures.setdefault(name, {"setting": setting, "ours": [], "theirs": [], "apart": []})
+            rows = json.dumps(theirs["groups"])
+            if rows not in references:
+                exact = dtype == "float32"
+                references[rows] = ours if exact else run_child(ours_job | {"dtype": "float32"}, args.threads)
+            entry = figures.setdefault(name, {"setting": setting, "ours": [], "theirs": []})
+            for side, result, job in (("our", ours, ours_job), ("their", theirs, theirs_job)):
+                check_learning(result, job)
+                entry[f"{side}_curve_off_float32"] = check_curve(result, references[rows], job)
+                entry |= {f"{side}_peak_bytes": result["peak_bytes"], f"{side}_losses": result["losses"]}
             entry["ours"] += speeds(ours, lengths)
             entry["theirs"] += speeds(theirs, lengths)
-            entry["apart"].append(apart)
-            entry |= {"our_peak_bytes": ours["peak_bytes"], "their_peak_bytes": theirs["peak_bytes"]}
-            entry |= {"our_losses": ours["losses"], "their_losses": theirs["losses"]}
-            print(f"  round {round_number + 1}: {name} done, curves {apart:.2e} apart", flush=True)
+            print(f"  round {round_number + 1} of {args.rounds}: {name} done", flush=True)
     for entry in figures.values():
         entry["our_tokens_per_s"] = statistics.median(entry["ours"])
         entry["their_tokens_per_s"] = statistics.median(entry["theirs"])
@@ -312,7 +337,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--luthier-dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--luthier-dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument(
         "--no-grid", action="store_true", help="skip the search: TRL's best is float32, padding-free, no recompute"
     )
@@ -341,18 +366,21 @@ def main() -> None:
         if not args.no_grid:
             print("searching TRL's best setting", flush=True)
             best, tried = find_best(common, lengths, args.threads, args.grid_steps)
+        dtype, tried_ours = find_ours(common, lengths, args)
         defaults = {key: value for key, value in DEFAULTS.items() if key != "kind"}
-        figures = measure({"trl defaults": defaults, "trl best": best}, common, lengths, args)
-    report(args, base, lengths, figures, tried)
+        figures = measure({"trl defaults": defaults, "trl best": best}, dtype, common, lengths, args)
+    report(args, base, lengths, figures, {"luthier_dtype": dtype, "grid": tried + tried_ours})
 
 
-def report(args: argparse.Namespace, base, lengths: list[int], figures: dict, tried: list[dict]) -> None:
+def report(args: argparse.Namespace, base, lengths: list[int], figures: dict, found: dict) -> None:
     """Prints the table and keeps everything under benchmarks/results/."""
     for name, entry in figures.items():
         print(
             f"{name:13} {label({'kind': 'trl', **entry['setting']})}\n"
-            f"   luthier {entry['our_tokens_per_s']:8.1f} tokens/s, {entry['our_peak_bytes'] / 2**30:.2f} GiB\n"
-            f"   TRL     {entry['their_tokens_per_s']:8.1f} tokens/s, {entry['their_peak_bytes'] / 2**30:.2f} GiB\n"
+            f"   luthier {entry['our_tokens_per_s']:8.1f} tokens/s, {entry['our_peak_bytes'] / 2**30:.2f} GiB, "
+            f"{found['luthier_dtype']}, curve {entry['our_curve_off_float32']:.1%} off float32\n"
+            f"   TRL     {entry['their_tokens_per_s']:8.1f} tokens/s, {entry['their_peak_bytes'] / 2**30:.2f} GiB, "
+            f"curve {entry['their_curve_off_float32']:.1%} off float32\n"
             f"   ratio   {entry['ratio']:8.2f}x"
         )
     from importlib.metadata import version
@@ -360,8 +388,8 @@ def report(args: argparse.Namespace, base, lengths: list[int], figures: dict, tr
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     record = {
         "data": str(args.data), "rows": len(lengths), "tokens": sum(lengths), "base": base.name, "digest": base.digest,
-        "steps": args.steps, "rounds": args.rounds, "threads": args.threads, "luthier_dtype": args.luthier_dtype,
-        "cpu": platform.processor() or platform.machine(), "packages": packages, "figures": figures, "grid": tried,
+        "steps": args.steps, "rounds": args.rounds, "threads": args.threads, 
+        "cpu": platform.processor() or platform.machine(), "packages": packages, "figures": figures, **found,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"sft_vs_trl-{time.strftime('%Y%m%d-%H%M%S')}.json"

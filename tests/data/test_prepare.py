@@ -215,12 +215,12 @@ def test_columns_schema_groups_limit_and_unlabelled(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join([*lines, f"{texts(1, 7)[0]},a,9,c1", f"{texts(1, 8)[0]},a,1,"]))
     properties = {"topic": {"enum": ["a", "b"]}, "urgency": {"type": "integer", "maximum": 3}}
     (tmp_path / "schema.json").write_text(json.dumps({"type": "object", "properties": properties}))
-    (tmp_path / "new.txt").write_text("\n".join([some[0], *texts(10, 3), texts(1, 3)[0]]))
-    (tmp_path / "new.csv").write_text("body\n" + "\n".join([some[1], *texts(10, 3), texts(1, 3)[0]]))
+    (tmp_path / "new.txt").write_text("\n".join([some[2], *texts(10, 3), texts(1, 3)[0]]))
+    (tmp_path / "new.csv").write_text("body\n" + "\n".join([some[2], *texts(10, 3), texts(1, 3)[0]]))
     spec = {
         "train": ("a.csv",), "prompt": "{body}", "json_fields": ("topic", "urgency"), "json_schema": "schema.json",
         "group_by": "customer", "stratify_by": "topic", "limit_rows": 50, "unlabelled": ("new.csv",),
-        "system": "Label it.",
+        "system": "Label topic and urgency.",
     }  # fmt: skip
     summary = run(tmp_path, **spec)
     assert summary.splits["train"] == 50 and summary.splits["unlabelled"] == 10
@@ -228,7 +228,7 @@ def test_columns_schema_groups_limit_and_unlabelled(tmp_path):
     assert summary.quarantined["column … of data.group_by is missing or empty"] == 1
     rows = {split: read_rows(tmp_path / "out", split) for split in ("train", "dev", "test", "unlabelled")}
     assert json.loads(rows["train"][0].answer).keys() == {"topic", "urgency"}
-    assert rows["train"][0].messages[0] == {"role": "system", "content": "Label it."}
+    assert rows["train"][0].messages[0] == {"role": "system", "content": "Label topic and urgency."}
     assert rows["unlabelled"][0].answer == "" and rows["train"][0].columns["customer"].startswith("c")
     homes = {}
     for split in ("train", "dev", "test"):
