@@ -1,15 +1,14 @@
 """Speed and memory of LoRA fine-tuning on a CPU: luthier against TRL + PEFT, honestly.
 
-python benchmarks/sft_vs_trl.py [--data examples/support | rows.jsonl] [--rows N] [--steps N] [--rounds N] [--no-grid]
+    python benchmarks/sft_vs_trl.py [--data FOLDER|ROWS.jsonl] [--rows N] [--steps N] [--rounds N] [--no-grid]
 
-Same base, rows, mask, rank, targets, start values, optimizer, rate, seed and step count. TRL runs first, once per
-setting, and the rows that its collator really put into each step are written down; luthier then trains on exactly
-those. Runs alternate, each in a process of its own with OMP_WAIT_POLICY=PASSIVE and the same threads. A run counts
-only if every gradient norm is above zero and its loss curve is the float32 one. Speed is non-padding tokens a
-second, median
-over steps (the first is warm-up) and rounds. Two peers: TRL as it comes (SFTConfig's defaults: gradient
-checkpointing, bf16 autocast, padded batches of 8) and TRL's best, the fastest of dtype x recompute x packing x micro-
-batch {1,2,4,8}, found by short runs: dtype and recompute first, then the rest. Everything measured goes into
+Same base, rows, mask, rank, targets, start values, optimizer, rate, seed and step count. TRL runs first, and the rows
+that its collator really put into each step are written down; luthier then trains on exactly those. Runs alternate,
+each in a process of its own with OMP_WAIT_POLICY=PASSIVE and the same threads. A run counts only if every gradient
+norm is above zero and its loss curve is the float32 one. Speed is non-padding tokens a second, median over steps (the
+first is warm-up) and rounds. Two peers: TRL as it comes (SFTConfig's defaults: gradient checkpointing, bf16 autocast,
+padded batches of 8), and TRL's best, the fastest of dtype x recompute x packing x micro-batch {1,2,4,8}, found by
+short runs: dtype and recompute first, then the rest. luthier's dtype is chosen the same way. All of it goes into
 benchmarks/results/.
 """
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.adapters.frozen_gemm import times_weight, times_weight_back
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError, TrainError
+from luthier.kernels.frozen_gemm import linear, times_weight, times_weight_back
 
 _HEADS = ("lm_head", "embed_out")  # what transformers calls the output projection
 
@@ -84,7 +84,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features). With the adapter off: bit for bit the plain layer."""
         if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         dropout = self.dropout if self.training else 0.0
         flat = x.reshape(-1, self.in_features)
         y = _LoraFunction.apply(flat, self.weight, self.bias, self.lora_A, self.lora_B, self.scale, dropout)

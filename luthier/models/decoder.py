@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from luthier.kernels.frozen_gemm import Linear
 from luthier.models.attention import Attend, PackedAttention, PackPlan, plan_pack
 from luthier.models.packed import as_ids
 from luthier.models.rope import RopeTable, rotate
@@ -52,12 +53,12 @@ class Attention(nn.Module):
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.sizes = (q_size, kv_size, kv_size)
         if self.fused:
-            self.qkv_proj = nn.Linear(spec.hidden_size, sum(self.sizes), bias=spec.qkv_bias)
+            self.qkv_proj = Linear(spec.hidden_size, sum(self.sizes), bias=spec.qkv_bias)
         else:
-            self.q_proj = nn.Linear(spec.hidden_size, q_size, bias=spec.qkv_bias)
-            self.k_proj = nn.Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
-            self.v_proj = nn.Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(q_size, spec.hidden_size, bias=spec.o_bias)
+            self.q_proj = Linear(spec.hidden_size, q_size, bias=spec.qkv_bias)
+            self.k_proj = Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
+            self.v_proj = Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
+        self.o_proj = Linear(q_size, spec.hidden_size, bias=spec.o_bias)
 
     def forward(self, x_TD: torch.Tensor, rope: Rope, attend: Attend, keep_K: torch.Tensor | None) -> torch.Tensor:
         """(K, D): keys and values of all tokens, queries and output only of the kept ones."""
@@ -84,11 +85,11 @@ class MLP(nn.Module):
         self.act = _ACTIVATIONS[spec.activation]
         self.fused = spec.fused_projections
         if self.fused:
-            self.gate_up_proj = nn.Linear(spec.hidden_size, 2 * spec.ffn_size, bias=spec.mlp_bias)
+            self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.ffn_size, bias=spec.mlp_bias)
         else:
-            self.gate_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
-            self.up_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
-        self.down_proj = nn.Linear(spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
+            self.gate_proj = Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
+            self.up_proj = Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
+        self.down_proj = Linear(spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
 
     def forward(self, x_KD: torch.Tensor) -> torch.Tensor:
         """(K, D) -> (K, D)."""
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec, self.config, self.note = spec, config, note
         self.model = Stack(spec)
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.rope = RopeTable(spec.rope)
         self.tie()
 

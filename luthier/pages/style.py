@@ -58,7 +58,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; line-height: 1
   tabular-nums lining-nums; }
 caption { text-align: left; color: var(--muted); font-size: .875rem; padding-bottom: .45rem; }
 th, td { text-align: left; vertical-align: top; padding: .42rem .9rem .42rem 0; border-bottom: 1px solid var(--rule);
-  overflow-wrap: break-word; }
+  overflow-wrap: anywhere; }
 th code, td code { overflow-wrap: normal; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: .2rem; }
 thead th { font-weight: 600; color: var(--muted); font-size: .8rem; border-bottom: 1.5px solid var(--muted);

@@ -1,7 +1,5 @@
 """Every family x conversation shapes: ids equal transformers', the trained text is the answer and its stop token."""
 
-import time
-
 import pytest
 from transformers import AutoTokenizer
 
@@ -151,14 +149,3 @@ def test_families_are_recognised(setup):
     wanted = "chatml" if family.name == "chatml-default-system" else family.name
     assert codec.family == wanted == family_of(codec.tokenizer.chat_template)
     assert family_of("{{ messages }}") == "other"
-
-
-def test_a_thousand_rows_in_three_seconds(setup):
-    _, codec, _ = setup
-    rows = [
-        Row(id=str(i), messages=chat(f"ticket number {i} " + "please help " * 20, f"answer {i}")) for i in range(1000)
-    ]
-    start_s = time.process_time()
-    for row in rows:
-        codec.encode(row)
-    assert time.process_time() - start_s < 3.0

@@ -101,6 +101,50 @@ def test_a_stop_during_evaluation_evaluates_first_on_resume(tmp_path):
     assert result.history == whole.history and same(tensors, _final(spec, tmp_path / "whole")[2])
 
 
+class Crash(Exception):
+    """Stands for a kill: nothing of luthier handles it."""
+
+
+def _crash_at(step):
+    def progress(done, total, **figures):
+        if done == step:
+            raise Crash
+
+    return progress
+
+
+def test_a_killed_run_goes_back_to_its_checkpoint_and_logs_no_step_twice(tmp_path):
+    """Killed three steps after the last save: the three are taken again, the log has each step once."""
+    spec = spec_of(save_steps=2)
+    whole = run(small_model(dropout=0.2), spec, tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(small_model(dropout=0.2), spec, tmp_path / "cut", progress=_crash_at(6))
+    result, _, tensors = _final(spec, tmp_path / "cut")
+    assert same(tensors, _final(spec, tmp_path / "whole")[2]) and result.history == whole.history
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, whole.total_steps + 1))
+
+
+def test_an_evaluation_made_good_is_saved_at_once(tmp_path):
+    """Stopped inside an evaluation, resumed, killed one step later: the evaluation is not logged a second time."""
+    spec, calls = spec_of(), []
+    whole = run(small_model(dropout=0.2), spec, tmp_path / "whole")
+    half = whole.total_steps // 2
+
+    def stop_inside():
+        calls.append(1)
+        return len(calls) == half + 1
+
+    with pytest.raises(Interrupted):
+        run(small_model(dropout=0.2), spec, tmp_path / "cut", stop=stop_inside)
+    with pytest.raises(Crash):
+        run(small_model(dropout=0.2), spec, tmp_path / "cut", progress=_crash_at(half + 1))
+    result, _, _ = _final(spec, tmp_path / "cut")
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "dev"] == [half, whole.total_steps]
+    assert result.history == whole.history
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     """The second call returns the first one's result and weights."""
     model = small_model()

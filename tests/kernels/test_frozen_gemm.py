@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luthier.adapters import frozen_gemm
-from luthier.adapters.frozen_gemm import times_weight, times_weight_back
+from luthier.kernels import frozen_gemm
+from luthier.kernels.frozen_gemm import Linear, times_weight, times_weight_back
 
 
 @pytest.mark.parametrize("onednn", [False, True])
@@ -33,3 +33,22 @@ def test_same_bits_every_time():
     torch.manual_seed(0)
     x, weight = torch.randn(300, 64), torch.randn(128, 64)
     assert torch.equal(times_weight(x, weight, None), times_weight(x, weight, None))
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_frozen_layer_has_the_plain_layer_s_values_and_gradients(monkeypatch, onednn):
+    """And a layer whose weight is trained still gets its weight's gradient."""
+    monkeypatch.setattr(frozen_gemm, "PREFERS_ONEDNN", onednn and torch.backends.mkldnn.is_available())
+    torch.manual_seed(0)
+    layer = Linear(32, 48).requires_grad_(False)
+    x = torch.randn(3, 7, 32, requires_grad=True)
+    dy = torch.randn(3, 7, 48)
+    ours = layer(x)
+    (dx,) = torch.autograd.grad(ours, x, dy)
+    plain = F.linear(x, layer.weight, layer.bias)
+    (plain_dx,) = torch.autograd.grad(plain, x, dy)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dx, plain_dx, rtol=1e-5, atol=1e-5)
+    layer.requires_grad_(True)
+    layer(x).backward(dy)
+    torch.testing.assert_close(layer.weight.grad, dy.reshape(-1, 48).t() @ x.detach().reshape(-1, 32))
