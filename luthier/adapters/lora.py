@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError, TrainError
-from luthier.kernels.frozen_gemm import linear, times_weight, times_weight_back
+from luthier.kernels.frozen_gemm import Linear, times_weight, times_weight_back
+from luthier.kernels.frozen_gemm import linear as frozen_linear
 
 _HEADS = ("lm_head", "embed_out")  # what transformers calls the output projection
 
@@ -77,6 +78,8 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.scale, self.dropout = rank, scale, dropout
         self.enabled = True
+        # With the adapter off, the very product that the replaced layer used: bit for bit the base.
+        self.plain_product = frozen_linear if isinstance(base, Linear) else F.linear
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
@@ -84,7 +87,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features). With the adapter off: bit for bit the plain layer."""
         if not self.enabled:
-            return linear(x, self.weight, self.bias)
+            return self.plain_product(x, self.weight, self.bias)
         dropout = self.dropout if self.training else 0.0
         flat = x.reshape(-1, self.in_features)
         y = _LoraFunction.apply(flat, self.weight, self.bias, self.lora_A, self.lora_B, self.scale, dropout)
