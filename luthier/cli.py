@@ -7,7 +7,9 @@ Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHI
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -41,6 +43,16 @@ Set = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
 ]
 NO_OVERRIDES: list[str] = []
+_PERMISSIONS = "check the path and its permissions; output_dir and LUTHIER_CACHE may name other folders"
+_SPACE = "free some space, then run the same command again: finished stages stand"
+MACHINE_ERRORS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: _PERMISSIONS,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+}
+"""Errors of the machine, not of luthier: errno -> next move."""
 
 
 def _job(name: str) -> Any:
@@ -157,7 +169,7 @@ def config_show(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERR
 
 @config_app.command("keys")
 def config_keys() -> None:
-    """List every key with its type, default and meaning."""
+    """List every key with its default and meaning."""
     _job("config").keys()
 
 
@@ -180,6 +192,9 @@ def _stop(signum: int, frame: object) -> None:
 
 def main() -> None:
     """Entry point: turns every error into a message, a hint and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -190,6 +205,10 @@ def main() -> None:
             _say("hint", error.hint)
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            _say("error", f"{error.filename or 'writing'}: {error.strerror}")
+            _say("hint", MACHINE_ERRORS[error.errno])
+            sys.exit(1)
         _say("error", f"internal: {type(error).__name__}: {error}")
         _say("hint", f"this is a bug in luthier; please report it with {_crash_report(error)}")
         sys.exit(1)

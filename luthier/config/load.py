@@ -18,6 +18,12 @@ from luthier.config.project import ProjectSpec
 from luthier.config.yaml_file import parse_yaml, read_yaml
 from luthier.errors import ConfigError
 
+_WORDS = {
+    "model_type": "expected a section with keys of its own",
+    "tuple_type": "expected a list, such as [one, two]",
+    "path_type": "expected a path",
+    "string_type": "expected text (quote it when it holds braces, brackets or a colon)",
+}
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -127,7 +133,8 @@ def _config_error(error: ValidationError, path: Path, lines: dict[str, int], ove
             hint = hint or f"add {dotted}; `luthier init DATA_FILE` writes a complete project file"
         else:
             got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
-            messages.append(f"{place}: {dotted}: {item['msg'].removeprefix('Value error, ')}{got}")
+            words = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            messages.append(f"{place}: {dotted}: {words}{got}")
             hint = hint or "`luthier config keys` says what each key means"
     return ConfigError("\n".join(dict.fromkeys(messages)), hint=hint)
 

@@ -88,9 +88,9 @@ def vote(rows: Sequence[dict[str, Any]], name: str, *, forced: str = "auto", nee
     for keys, words, hint in _OTHER_TASKS:
         if keys <= set(columns):
             raise DataError(f"{name}: its rows are {words} (columns {', '.join(sorted(keys))})", hint=hint)
-    wanted = "no known format" if forced == "auto" else f"not the format {forced}"
+    wanted = "no known format fits" if forced == "auto" else f"the format {forced} does not fit"
     raise DataError(
-        f"{name}: {wanted} fits its columns: {', '.join(map(str, columns[:12])) or 'none'}",
+        f"{name}: {wanted} its columns: {', '.join(map(str, columns[:12])) or 'none'}",
         hint='say how to read them, e.g. data.prompt: "{column}" and data.completion: "{other}" (or data.json_fields)',
     )
 

@@ -103,7 +103,10 @@ def _reference(opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Pat
     model.eval()
     cases = []
     for row in rows:
-        ids, start = opened.codec.encode_answer(row.prompt, row.answer)
+        if row.text:  # all of a plain text but its first token is trained, so all of that is compared
+            ids, start = list(opened.codec.encode(row)[0].ids), 1
+        else:
+            ids, start = opened.codec.encode_answer(row.prompt, row.answer)
         cases.append(ParityRow(row.id, tuple(ids[:start]), tuple(ids[start:]), row.prompt))
     longest = max(len(case.prompt_ids) + len(case.answer_ids) for case in cases)
     return _Parity(record_reference(model_logits(model), cases, folder / "reference.npy"), longest + NUM_CTX_MARGIN)

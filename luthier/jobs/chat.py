@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier.bases.resolve import resolve_base
 from luthier.config.load import load_project
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
 from luthier.models.sampler import LocalSampler
 from luthier.types import Message
@@ -17,6 +17,10 @@ def chat(
     config: Path, overrides: list[str], *, model: Path | None, base: bool, message: str | None, max_new_tokens: int
 ) -> None:
     """One exchange with `message`, else a conversation until an empty line or Ctrl-D."""
+    if model is not None and base:
+        raise ConfigError("--model and --base exclude each other", hint="give one of them")
+    if message is not None and not message.strip():
+        raise ConfigError("--message is empty", hint="say something, or leave it out for a conversation")
     system = ""
     if model is not None:
         opened = open_folder(resolve_base(str(model)))

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
+import sys
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from luthier.config.load import Project
 from luthier.config.project import ProjectSpec
+from luthier.config.yaml_file import parse_yaml
 from luthier.jobs import console
 
 
 def _scalar(value: Any) -> str:
-    return (
-        json.dumps(value, ensure_ascii=False)
-        if isinstance(value, str) and ("\n" in value or not value)
-        else (
-            yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
-        )
-    )
+    """One line of YAML that our loader reads back as `value`."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_scalar, value))}]"
+    dump = partial(yaml.safe_dump, default_flow_style=True, width=sys.maxsize, allow_unicode=True)
+    text = dump(value).removesuffix("...\n").strip()
+    if isinstance(value, str) and ("\n" in text or any(c in value for c in "[]{},") or _read_back(text) != value):
+        text = dump(value, default_style='"').strip()
+    return text
+
+
+def _read_back(text: str) -> Any:
+    return parse_yaml(text, Path("config show"))[0]
 
 
 def show(project: Project) -> None:
@@ -42,7 +51,8 @@ def show(project: Project) -> None:
     visit(project.spec, project.spec.model_dump(mode="json"), "", "")
     width = min(60, max(len(text) for text, _ in lines))
     for text, origin in lines:
-        console.console.print(f"{text:<{width}}  # {origin}" if origin else text, markup=False)
+        # Never folded: a folded line is no YAML any more.
+        console.console.print(f"{text:<{width}}  # {origin}" if origin else text, markup=False, soft_wrap=True)
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
@@ -51,7 +61,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     found = {}
     for field, doc in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-            found[ast.unparse(field.target)] = str(doc.value.value)
+            found[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
     return found
 
 
@@ -65,9 +75,11 @@ def keys() -> None:
             candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
             inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
             if inner:
+                if type(None) in candidates:
+                    rows.append((prefix + name, "on", f"{inspect.getdoc(inner[0])} null = off."))
                 visit(inner[0], f"{prefix}{name}.")
             else:
-                default = "required" if field.is_required() else str(field.default)
+                default = "required" if field.is_required() else _scalar(to_jsonable_python(field.default))
                 rows.append((prefix + name, default, meanings.get(name, "")))
 
     visit(ProjectSpec, "")

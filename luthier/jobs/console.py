@@ -83,7 +83,8 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     view = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, header in enumerate(headers):
         numeric = index > 0 and all(row[index][:1] in "+-0123456789" for row in rows if row[index])
-        view.add_column(header, justify="right" if numeric else "left", overflow="fold")
+        # The first column names the row: a name folded in the middle could not be copied.
+        view.add_column(header, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
         view.add_row(*[Text(cell) for cell in row])
     console.print(view)

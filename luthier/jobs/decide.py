@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.errors import ConfigError
 from luthier.evaluate.verdict import decide as decide_samples
 from luthier.jobs import console
 from luthier.store.publish import write_atomic
@@ -14,5 +15,10 @@ def decide(samples: Path, output: Path | None) -> int:
     verdict = decide_samples(samples)
     console.line(f"{verdict.verdict}: {verdict.reason}")
     if output is not None:
-        write_atomic(output, verdict.as_text())
+        try:
+            write_atomic(output, verdict.as_text())
+        except OSError as error:
+            raise ConfigError(
+                f"{output}: cannot be written ({error.strerror})", hint="-o names a file in a folder that you own"
+            ) from error
     return verdict.exit_code

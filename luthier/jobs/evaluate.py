@@ -12,7 +12,7 @@ from luthier.bases.folder import base_digest, file_digests
 from luthier.bases.resolve import default_cache_dir
 from luthier.config.load import Project
 from luthier.data.stored import read_rows
-from luthier.errors import ArtifactError
+from luthier.errors import ConfigError, EvaluateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.run import CaseSets, Context, Subject
 from luthier.evaluate.run import evaluate as evaluate_arms
@@ -42,19 +42,31 @@ class Tune:
 
 def evaluate(project: Project, *, adapter: Path | None = None, model: Path | None = None) -> int:
     """The verb: judges this project's build, or any adapter or model folder. Returns the exit code."""
+    tune = None if adapter is None and model is None else _tune_of_folder(adapter, model)
     opened = open_base(project)
     prepared = prepare_stage(project, opened)
-    if adapter is None and model is None:
+    check_judgeable(prepared)
+    if tune is None:
         trained = train_stage(project, opened, prepared)
         built = build_stage(project, opened, prepared, trained)
         tune = tune_of_build(prepared, trained, built)
-    else:
-        tune = _tune_of_folder(adapter, model)
     stage = evaluate_stage(project, opened, prepared, tune)
     verdict = read_verdict(stage)
     console.line(f"{verdict['verdict']}: {verdict['reason']}")
     console.line(f"report: {stage.folder / 'report.html'}")
     return int(verdict["exit_code"])
+
+
+def check_judgeable(prepared: Stage) -> None:
+    """Raises EvaluateError, before any training, when the test split holds nothing that a model could be asked."""
+    rows = read_rows(prepared.folder, "test")
+    if rows and all(row.prompt for row in rows):
+        return
+    found = "the test split holds plain text without answers" if rows else "the test split holds no row"
+    raise EvaluateError(
+        f"{found}, so there would be no verdict",
+        hint="give data.test (rows with a prompt and an answer) or more rows; `luthier build` works without a verdict",
+    )
 
 
 def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
@@ -64,10 +76,10 @@ def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
 
 def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
     if adapter is not None and model is not None:
-        raise ArtifactError("--adapter and --model exclude each other", hint="give one of them")
+        raise ConfigError("--adapter and --model exclude each other", hint="give one of them")
     folder = adapter or model
     if folder is None or not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder", hint="give the folder of a PEFT adapter or of a model")
+        raise ConfigError(f"{folder}: no such folder", hint="give the folder of a PEFT adapter or of a model")
     return Tune(model, adapter, base_digest(file_digests(folder, default_cache_dir())))
 
 

@@ -10,7 +10,7 @@ import time
 from luthier.config.load import Project
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
-from luthier.jobs.evaluate import evaluate_stage, read_verdict, tune_of_build
+from luthier.jobs.evaluate import check_judgeable, evaluate_stage, read_verdict, tune_of_build
 from luthier.jobs.local import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.publish import publish_stage
@@ -27,6 +27,7 @@ def run(project: Project) -> int:
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")
 
     prepared = prepare_stage(project, opened)
+    check_judgeable(prepared)
     trained = train_stage(project, opened, prepared)
     built = build_stage(project, opened, prepared, trained)
     judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))

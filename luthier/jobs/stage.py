@@ -3,14 +3,17 @@ reused."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.config.load import Project
+from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.store.publish import digest_json, is_published, publishing, read_manifest, sweep
 
@@ -55,16 +58,50 @@ def run_stage(
     project: Project, name: str, version: int, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 ) -> Stage:
     """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to
-    keep."""
+    keep. Raises ArtifactError when another process is building it."""
     folder = stage_folder(project, name, version, inputs)
     found = standing(name, folder)
     if found:
         console.headline(name, f"unchanged, reusing {folder.name} (took {console.duration(found.took_s)})")
         return found
-    sweep(project.output_dir)
-    console.headline(name, os.path.relpath(folder))
-    started, facts = time.monotonic(), {}
-    with publishing(folder, kind=name, inputs=inputs, facts=facts) as temporary:
-        facts |= build(temporary)
-        facts["took_s"] = round(time.monotonic() - started, 3)
+    with _alone(folder):
+        found = standing(name, folder)  # another process may just have built it
+        if found:
+            return found
+        sweep(project.output_dir)
+        console.headline(name, os.path.relpath(folder))
+        started, facts = time.monotonic(), {}
+        with publishing(folder, kind=name, inputs=inputs, facts=facts) as temporary:
+            facts |= build(temporary)
+            facts["took_s"] = round(time.monotonic() - started, 3)
     return _load(name, folder, reused=False)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process builds `folder`: two would write into one work folder. The lock dies with the process;
+    its file is removed at the end, so one that was locked after its removal counts for nothing."""
+    path = folder.with_name(f".lock-{folder.name}")
+    handle = -1
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
+    except BlockingIOError:
+        locked = False
+    except OSError as error:
+        raise ConfigError(
+            f"{folder.parent}: cannot be written ({error.strerror})", hint="set output_dir to a folder that you own"
+        ) from error
+    try:
+        if not locked:
+            raise ArtifactError(
+                f"another luthier is building {folder.name}",
+                hint="wait until it is done, or give this run another --set output_dir=...",
+            )
+        yield
+    finally:
+        if locked:
+            path.unlink(missing_ok=True)
+        os.close(handle)

@@ -22,6 +22,7 @@ from luthier.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
+_ENTRY_KEYS = {"name", "size_bytes", "sha256"}
 
 
 def digest_file(path: Path) -> str:
@@ -116,13 +117,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{folder}: no {MANIFEST}, so this output was never finished", hint="run the stage again"
         ) from None
     except ValueError as error:
         raise ArtifactError(f"{path}: unreadable ({error})", hint="run the stage again") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), list):
+    parts = manifest if isinstance(manifest, dict) else {}
+    entries = parts.get("files")
+    whole = isinstance(entries, list) and all(isinstance(e, dict) and e.keys() >= _ENTRY_KEYS for e in entries)
+    if not whole or not isinstance(parts.get("facts"), dict):
         raise ArtifactError(f"{path}: not a luthier manifest", hint="run the stage again")
     return manifest
 

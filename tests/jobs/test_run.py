@@ -131,6 +131,18 @@ def test_the_same_model_twice_does_not_ship(tmp_path, toy_base, luthier):
     assert result.exit_code in (11, 12), result.output
 
 
+def test_two_tunes_of_two_seeds_do_not_ship_over_one_another(shipped, tmp_path, toy_base, luthier):
+    """A/A of training: the second tune is judged with the first one as its base."""
+    path, _ = shipped
+    first = only(path.parent / "runs", "build-*") / "merged"
+    other = write_project(tmp_path / "other", toy_base, make_texts(500, seed=7))
+    assert luthier("build", "-c", other, "--set", "train.seed=1").exit_code == 0
+    second = only(tmp_path / "other/runs", "build-*") / "merged"
+    judged = write_project(tmp_path / "judged", first, make_texts(500, seed=7))
+    result = luthier("evaluate", "-c", judged, "--model", second)
+    assert result.exit_code in (11, 12), result.output
+
+
 def test_no_dev_split_is_refused_or_forfeits_the_verdict(tmp_path, toy_base, luthier):
     path = write_project(tmp_path, toy_base, make_texts(120, seed=12))
     no_dev = ("--set", "data.split={train: 0.6, dev: 0, test: 0.4}")

@@ -1,0 +1,197 @@
+"""The small verbs, and what may lie in their way: torn outputs, two runs at once, folders and terminals that refuse."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.config.load import known_keys, load_project
+from luthier.config.project import ProjectSpec
+from luthier.errors import ArtifactError, ConfigError, DataError, EvaluateError
+from luthier.jobs.config import _meanings
+from tests.jobs.toy import make_texts, write_csv, write_project
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--set", "train.max_steps=1", "--set", "ship.formats=[]", "--set", "evaluate.max_new_tokens=1")
+
+
+@pytest.fixture
+def project(tmp_path, tiny_base):
+    return write_project(tmp_path, tiny_base, make_texts(60, seed=3))
+
+
+@pytest.fixture
+def text_project(tmp_path, tiny_base):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": words}) + "\n" for words, _ in make_texts(40, 4)))
+    path = tmp_path / "text.yaml"
+    path.write_text(
+        f'model: {{base: "{tiny_base}"}}\ndata: {{train: [a.jsonl]}}\ntrain: {{micro_batch_tokens: 1024}}\n'
+    )
+    return path
+
+
+AWKWARD = (
+    f"data.system='{'x, y: z ' * 60}'",
+    'data.system="two\\nlines # and {braces}"',
+    "goal.owner='2e-5'",
+    "goal.owner='no'",
+    "goal.rollback_plan='über: \"all\" # that'",
+    "goal.success_criteria=['1e3', 'null', 'a, b', '[c]', '']",
+    "data.group_by='~'",
+)
+
+
+@pytest.mark.parametrize("override", AWKWARD, ids=[str(i) for i in range(len(AWKWARD))])
+def test_config_show_loads_to_the_same_spec(project, luthier, override):
+    shown = luthier("config", "show", "-c", project, "--set", override)
+    assert shown.exit_code == 0 and "# --set" in shown.output
+    again = project.with_name("again.yaml")
+    again.write_text(shown.output)
+    assert load_project(again).spec == load_project(project, [override]).spec
+
+
+def test_config_keys_lists_every_key_and_every_meaning(luthier):
+    shown = luthier("config", "keys")
+    assert shown.exit_code == 0
+    listed = {line.split()[0] for line in shown.output.splitlines() if line.strip()}
+    leaves = [k for k in known_keys() if not any(other.startswith(f"{k}.") for other in known_keys())]
+    assert set(leaves) <= listed and "evaluate.gates.format" in listed
+    assert "None" not in shown.output and "()" not in shown.output, "defaults stand as YAML"
+    flat = " ".join(shown.output.split())
+    for section in ProjectSpec.model_fields.values():
+        for meaning in _meanings(section.annotation).values() if hasattr(section.annotation, "model_fields") else ():
+            assert meaning.split(";")[0].split()[0] in flat
+            assert "\n" not in meaning and "  " not in meaning
+
+
+def test_names_in_a_table_stay_whole_on_a_narrow_terminal():
+    narrow = [
+        sys.executable,
+        "-c",
+        "from luthier.jobs import console, config\nconsole.console.width = 60\nconfig.keys()",
+    ]
+    shown = subprocess.run(narrow, capture_output=True, text=True, cwd=ROOT).stdout
+    assert "evaluate.gates.format.max_failure_rate " in shown
+
+
+def test_doctor_is_content_with_this_machine(luthier):
+    result = luthier("doctor")
+    assert result.exit_code == 0 and "torch" in result.output, result.output
+
+
+def test_a_torn_or_foreign_manifest_means_that_the_stage_is_built_again(project, luthier):
+    assert luthier("prepare", "-c", project).exit_code == 0
+    manifest = next(project.parent.glob("runs/prepare-*")) / "manifest.json"
+    whole = manifest.read_text()
+    for broken in (whole[:100], "", "[]", '{"files": []}', '{"files": [{"x": 1}], "facts": {}}'):
+        manifest.write_text(broken)
+        again = luthier("prepare", "-c", project)
+        assert again.exit_code == 0 and "unchanged" not in again.output, again.exception
+        assert json.loads(manifest.read_text())["files"]
+    (manifest.parent / "train.jsonl").unlink()
+    assert "unchanged" not in luthier("prepare", "-c", project).output
+    assert "unchanged" in luthier("prepare", "-c", project).output
+
+
+def test_a_stage_that_another_run_is_building_is_left_alone(project, luthier):
+    assert luthier("prepare", "-c", project).exit_code == 0
+    folder = next(project.parent.glob("runs/prepare-*"))
+    (folder / "manifest.json").unlink()
+    lock = folder.with_name(f".lock-{folder.name}")
+    with open(lock, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused = luthier("prepare", "-c", project)
+        assert isinstance(refused.exception, ArtifactError) and "another luthier" in str(refused.exception)
+    assert luthier("prepare", "-c", project).exit_code == 0, "a lock that nobody holds is no obstacle"
+    assert not lock.exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_a_matter_of_configuration(project, luthier):
+    for folder in ("rows.csv", "rows.csv/sub"):
+        refused = luthier("prepare", "-c", project, "--set", f"output_dir={folder}")
+        assert isinstance(refused.exception, ConfigError) and "output_dir" in refused.exception.hint
+
+
+def test_a_full_disk_is_not_called_a_bug():
+    code = (
+        "import errno, sys, luthier.cli as cli\n"
+        "def full(name): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x')\n"
+        "cli._job = full\nsys.argv = ['luthier', 'doctor']\ncli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "runs/x: No space left" in done.stderr and "internal" not in done.stderr
+
+
+def test_a_terminal_without_the_letter_does_not_end_the_run(tmp_path):
+    (tmp_path / "ü.csv").write_text("text,label\n" + "".join(f"{t},{a}\n" for t, a in make_texts(30, 5)))
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier", "init", "ü.csv"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "\\xfc.csv" in done.stdout, done.stderr
+
+
+def test_plain_text_is_built_but_never_trained_for_a_verdict_that_cannot_come(text_project, luthier):
+    for verb in ("run", "evaluate"):
+        refused = luthier(verb, "-c", text_project, *QUICK)
+        assert isinstance(refused.exception, EvaluateError) and "plain text" in str(refused.exception)
+    assert not list(text_project.parent.glob("runs/train-*")), "refused before training"
+    built = luthier("build", "-c", text_project, *QUICK)
+    assert built.exit_code == 0 and "equal to what was trained" in built.output, built.exception
+
+
+def test_no_test_rows_are_refused_before_training(project, luthier):
+    refused = luthier("run", "-c", project, *QUICK, "--set", "data.split={train: 0.8, dev: 0.2, test: 0}")
+    assert isinstance(refused.exception, EvaluateError) and "no row" in str(refused.exception)
+    assert not list(project.parent.glob("runs/train-*"))
+
+
+def test_flags_that_contradict_each_other_are_usage_and_come_first(project, tiny_base, luthier):
+    for verb in (
+        ("evaluate", "--adapter", tiny_base, "--model", tiny_base),
+        ("evaluate", "--model", "none"),
+        ("chat", "--base", "--model", tiny_base),
+        ("chat", "--base", "--message", " "),
+    ):
+        refused = luthier(*verb, "-c", project)
+        assert isinstance(refused.exception, ConfigError), verb
+    assert not (project.parent / "runs").exists(), "nothing was done before"
+
+
+def test_a_column_to_stratify_by_must_exist(project, luthier):
+    refused = luthier("prepare", "-c", project, "--set", "data.stratify_by=labl")
+    assert isinstance(refused.exception, DataError) and "labl" in str(refused.exception)
+    assert luthier("prepare", "-c", project, "--set", "data.stratify_by=label").exit_code == 0
+
+
+WORDS = [
+    ("data.train=", "expected a list"),
+    ("data=3", "expected a section"),
+    ("data.prompt={text}", "quote it"),
+    ("output_dir=", "expected a path"),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), WORDS, ids=[w[0] for w in WORDS])
+def test_wrong_types_are_told_in_the_words_of_the_project_file(project, luthier, override, words):
+    refused = luthier("prepare", "-c", project, "--set", override)
+    assert isinstance(refused.exception, ConfigError) and words in str(refused.exception)
+
+
+def test_changed_data_is_prepared_again(project, luthier):
+    assert luthier("prepare", "-c", project).exit_code == 0
+    write_csv(project.parent / "rows.csv", make_texts(70, seed=6))
+    again = luthier("prepare", "-c", project)
+    assert "unchanged" not in again.output and "70 rows read" in again.output
+    assert len(list(project.parent.glob("runs/prepare-*"))) == 2
+
+
+def test_decide_refuses_an_output_that_cannot_be_written(project, luthier):
+    assert luthier("run", "-c", project, *QUICK).exit_code in (10, 11, 12)
+    samples = next(project.parent.glob("runs/evaluate-*")) / "samples.jsonl"
+    refused = luthier("decide", "--from", samples, "-o", project / "verdict.json")
+    assert isinstance(refused.exception, ConfigError), refused.exception
