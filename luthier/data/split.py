@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier.data.items import Item, prompt_key, prompt_text
-from luthier.errors import DataError
+from luthier.errors import DataError, LuthierError
 from luthier.text.groups import Groups
 from luthier.text.shingles import shingle_all
 from luthier.text.similar import BANDS_FOR_GROUPING, exact_pairs, similar_pairs
@@ -93,8 +93,9 @@ def deal(items: Sequence[Item], shares: dict[str, float], *, threshold: float, s
             return Dealt(split_of, group_of, edges, num_missed, num_boilerplate)
         num_missed += len(missed)
         edges += missed
-        for edge in missed:
-            groups.join(edge.a, edge.b)
+        joined = [groups.join(edge.a, edge.b) for edge in missed]
+        if not any(joined):
+            raise LuthierError("near-duplicates of one group were dealt to two splits", hint="this is a bug in luthier")
 
 
 def straddling_edges(dealt: Dealt) -> int:

@@ -3,10 +3,12 @@ control codes."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
@@ -34,6 +36,12 @@ def line(text: str, style: str = "") -> None:
 def warn(text: str) -> None:
     """One indented warning."""
     line(f"warning: {text}", "yellow")
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it: relative where it lies below the current folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def duration(seconds: float) -> str:

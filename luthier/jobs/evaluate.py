@@ -53,7 +53,7 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     stage = evaluate_stage(project, opened, prepared, tune)
     verdict = read_verdict(stage)
     console.line(f"{verdict['verdict']}: {verdict['reason']}")
-    console.line(f"report: {stage.folder / 'report.html'}")
+    console.line(f"report: {console.shown(stage.folder / 'report.html')}")
     return int(verdict["exit_code"])
 
 

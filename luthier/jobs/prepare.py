@@ -26,19 +26,19 @@ def prepare(project: Project) -> None:
 def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     """Prepares the data (or reuses what stands) and says what happened to the rows."""
     data, sequence_len = project.spec.data, project.spec.train.sequence_len
-    files = [
-        source.path
+    files = {
+        source.name: source.path
         for role in ("train", "test", "unlabelled")
         for source in find_sources(getattr(data, role), role, project.folder)
-    ]
+    }
     if data.json_schema:
         load_schema(project.folder / data.json_schema)
-        files.append(project.folder / data.json_schema)
+        files[data.json_schema] = project.folder / data.json_schema
     inputs = {
         "data": data.model_dump(mode="json"),
         "sequence_len": sequence_len,
         "tokenizer": opened.tokenizer.digest,
-        "files": {str(path): digest_file(path) for path in files},
+        "files": {name: digest_file(path) for name, path in files.items()},
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -73,4 +73,4 @@ def _tell(stage: Stage, summary: dict[str, Any]) -> None:
     console.line(f"{splits}; near-duplicates across splits: {summary['proof']['straddling_edges']}")
     for warning in summary["warnings"]:
         console.warn(warning)
-    console.line(f"data report: {stage.folder / 'report.html'}")
+    console.line(f"data report: {console.shown(stage.folder / 'report.html')}")

@@ -45,8 +45,8 @@ def _closing_card(judged: Stage, trained: Stage, published: Stage | None, took_s
         ("why", verdict["reason"]),
         (metric, "  ".join(f"{arm} {_percent(figures.get(arm))}" for arm in ("base", "prompt", "tuned"))),
         ("gates", "  ".join(f"{gate['id']} {gate['status']}" for gate in verdict["gates"])),
-        ("report", str(judged.folder / "report.html")),
-        ("published", str(published.folder) if published else "nothing: only a tune that ships is published"),
+        ("report", console.shown(judged.folder / "report.html")),
+        ("published", console.shown(published.folder) if published else "nothing: only a tune that ships is published"),
         ("took", f"{console.duration(took_s)} (training {console.duration(trained.facts['seconds'])})"),
     ]
     console.card(verdict["verdict"], lines, STYLES[verdict["verdict"]])
