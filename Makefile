@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test test-slow lint demo demo-check golden clean
+.PHONY: setup test test-slow lint demo demo-check clean
 
 setup: $(VENV)/.done
 

@@ -27,7 +27,8 @@ from luthier.jobs.train import train_stage
 from luthier.pages.page import Section
 
 VERSION = 1
-LEDGER = "ledger.jsonl"
+# Beside the project file, not in output_dir: a fresh output folder must not forget who has looked at the test rows.
+LEDGER_SUFFIX = ".ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, fold
             Subject(tuned, tuned, tune.digest),
             CaseSets(**cases),
             out=folder,
-            ledger=project.output_dir / LEDGER,
+            ledger=project.path.with_suffix(LEDGER_SUFFIX),
             context=context,
             stages=stages,
         )

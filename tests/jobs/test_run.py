@@ -51,6 +51,12 @@ def test_a_tune_that_earns_it_ships_with_exit_0(shipped):
     assert "<svg" in report and not re.search(r'(?:src|href)="https?://', report), "one file, nothing from outside"
 
 
+def test_the_look_at_the_test_rows_is_entered_beside_the_project_file(shipped):
+    path, _ = shipped
+    looks = [json.loads(line) for line in path.with_suffix(".ledger.jsonl").read_text().splitlines()]
+    assert len(looks) == 1, "a fresh output_dir must not forget it"
+
+
 def test_the_published_folder_is_what_was_trained(shipped):
     path, _ = shipped
     runs = path.parent / "runs"
