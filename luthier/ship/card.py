@@ -42,8 +42,7 @@ def model_card(facts: CardFacts, artefacts: Sequence[Artefact]) -> str:
     parts = [
         _front_matter(facts),
         f"# {_plain(facts.name)}",
-        "A fine-tune made, judged and exported by luthier "
-        f"{__version__} from `{_plain(facts.base_name)}`.",
+        f"A fine-tune made, judged and exported by luthier {__version__} from `{_plain(facts.base_name)}`.",
         "## Intended use",
         _bullets(_goal_lines(facts.goal)) or "The project file states no goal.",
         "## Verdict",
