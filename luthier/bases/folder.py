@@ -26,8 +26,13 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model: those the index names, or all of them. Raises BaseModelError."""
-    index = folder / "model.safetensors.index.json"
+    """The safetensors files that hold the model: model.safetensors, else those the index names, else all of them.
+
+    The same choice as the loader's, so that a digest covers the weights that are loaded. Raises BaseModelError.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     names = sorted(set(read_json(index).get("weight_map", {}).values()))

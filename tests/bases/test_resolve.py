@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from luthier.bases import resolve as resolve_module
+from luthier.bases.folder import weight_files
 from luthier.bases.resolve import ALIASES, PackagedModel, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import BaseModelError
+from luthier.models.load import weight_files as files_the_loader_reads
 from tests.bases.tiny_gguf import write_tiny_gguf
 
 PACKAGE = "tiny_gguf_package"
@@ -66,6 +68,7 @@ def test_refusals_say_what_is_wrong(tmp_path, tiny_base):
     assert "adapter" in refused(folder, tmp_path)
     (folder / "model.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes())
     assert "no tokenizer.json" in refused(folder, tmp_path)
+    (folder / "model.safetensors").unlink()  # an index is read only where there is no whole file, as by the loader
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     assert "passwd" in refused(folder, tmp_path)
     assert "single file" in refused(folder / "config.json", tmp_path)
@@ -151,3 +154,11 @@ def test_processes_racing_stay_whole(packaged, tmp_path):
     ]
     said = {racer.communicate(timeout=60)[0].strip() for racer in racers}
     assert said == {resolve_base("tiny", cache_dir=tmp_path / "cache").digest + " False"}
+
+
+def test_the_digest_covers_the_weights_that_are_loaded(tmp_path):
+    """With a whole file and an index side by side, digest and loader must mean the same file."""
+    (tmp_path / "model.safetensors").write_bytes(b"whole")
+    (tmp_path / "part.safetensors").write_bytes(b"part")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part.safetensors"}}')
+    assert weight_files(tmp_path) == files_the_loader_reads(tmp_path) == [tmp_path / "model.safetensors"]
