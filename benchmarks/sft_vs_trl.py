@@ -1,6 +1,7 @@
 """Speed and memory of LoRA fine-tuning on a CPU: luthier against TRL + PEFT, honestly.
 
     python benchmarks/sft_vs_trl.py [--data FOLDER|ROWS.jsonl] [--rows N] [--steps N] [--rounds N] [--no-grid]
+    python benchmarks/sft_vs_trl.py --rows-like shared-prefix [--rows-per-step 32] ...
 
 Same base, rows, mask, rank, targets, start values, optimizer, rate, seed and step count. TRL runs first, and the rows
 that its collator really put into each step are written down; luthier then trains on exactly those. Runs alternate,
@@ -8,8 +9,9 @@ each in a process of its own with OMP_WAIT_POLICY=PASSIVE and the same threads. 
 norm is above zero and its loss curve is the float32 one. Speed is non-padding tokens a second, median over steps (the
 first is warm-up) and rounds. Two peers: TRL as it comes (SFTConfig's defaults: gradient checkpointing, bf16 autocast,
 padded batches of 8), and TRL's best, the fastest of dtype x recompute x packing x micro-batch {1,2,4,8}, found by
-short runs: dtype and recompute first, then the rest. luthier's dtype is chosen the same way. All of it goes into
-benchmarks/results/.
+short runs: dtype and recompute first, then the rest. luthier runs in each of its dtypes. All of it goes into
+benchmarks/results/. --rows-like shared-prefix takes the rows of shared_prefix.py, 32 a step, instead of --data; luthier
+computes what the rows of a step share once, and a row's tokens still count whole for both sides.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from shared_prefix import shared_prefix_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-ROWS_PER_STEP = 8
+ROWS_PER_STEP = {"data": 8, "shared-prefix": 32}
 MAX_LENGTH = 1024
 LEARNING_RATE = 2e-4
 DTYPES = ("float32", "bf16-autocast", "bf16-weights")
+OUR_DTYPES = ("float32", "bfloat16", "int8")
 DEFAULTS = {"kind": "trl", "dtype": "bf16-autocast", "recompute": True, "packing": "none", "micro_batch": 8}
 # How far the loss curves may be apart, relative: float32 differs by rounding, half precision by its own error.
-TOLERANCE = {"float32": 2e-3, "bf16": 6e-2}
+TOLERANCE = {"float32": 2e-3, "half": 6e-2}
 
 
 def read_rows(path: Path, base: Path, folder: Path, count: int) -> list:
@@ -90,15 +95,17 @@ def child_luthier(job: dict) -> dict:
     """Trains with luthier's engine on `job["groups"]`: the row indices of each step."""
     from luthier.adapters.peft_files import load_adapter
     from luthier.config.train import TrainSpec
-    from luthier.data.pack import make_batch
+    from luthier.data.pack import make_batch, make_shared_batch
     from luthier.engine.loop import train
+    from luthier.kernels.allocator import keep_freed_memory
     from luthier.losses.registry import LOSSES
-    from luthier.models.load import load_model
+    from luthier.models.int8 import load_frozen
     from luthier.types import EncodedRow
 
+    keep_freed_memory()
     raw = json.loads((Path(job["inputs"]) / "rows.json").read_text())
     rows = [EncodedRow(str(i), tuple(r["ids"]), tuple(map(bool, r["trained"]))) for i, r in enumerate(raw)]
-    model = load_model(Path(job["base"]), dtype=job["dtype"])
+    model = load_frozen(Path(job["base"]), dtype=job["dtype"], sample=make_batch(rows[:16]))
     load_adapter(model, Path(job["inputs"]) / "start")
     spec = TrainSpec(
         micro_batch_tokens=1 << 20, learning_rate=LEARNING_RATE, lr_scheduler="constant", warmup_ratio=0.0, seed=0
@@ -106,7 +113,8 @@ def child_luthier(job: dict) -> dict:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as run_dir:
         train(
-            model, LOSSES["sft"], spec, train_set=rows, dev_set=None, make_batch=make_batch,
+            model, LOSSES["sft"], spec, train_set=rows, dev_set=None,
+            make_batch=make_shared_batch if job["share_prefix"] else make_batch,
             plan_epoch=lambda *_: job["groups"], run_dir=Path(run_dir),
             progress=lambda done, total, **_: ends.append(time.perf_counter()),
         )  # fmt: skip
@@ -152,7 +160,7 @@ def child_trl(job: dict) -> dict:
             )
             return super().training_step(model, inputs, *args, **kwargs)
 
-    accumulation = 1 if packed else ROWS_PER_STEP // micro
+    accumulation = 1 if packed else job["rows_per_step"] // micro
     with tempfile.TemporaryDirectory() as out:
         config = SFTConfig(
             output_dir=out, report_to="none", use_cpu=True, seed=0, data_seed=0, logging_steps=1, save_strategy="no",
@@ -196,7 +204,7 @@ def run_child(job: dict, threads: int) -> dict:
     """One run in a process of its own. Raises SystemExit with its last lines when it fails."""
     env = os.environ | {
         "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1", "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
@@ -240,27 +248,10 @@ def check_curve(result: dict, reference: dict, job: dict) -> float:
     """Largest relative distance of a loss curve to the float32 reference. Raises SystemExit beyond what is allowed."""
     pairs = list(zip(result["losses"], reference["losses"], strict=True))
     worst = max(abs(a - b) / b for a, b in pairs)
-    allowed = TOLERANCE["float32" if job["dtype"] == "float32" else "bf16"]
+    allowed = TOLERANCE["float32" if job["dtype"] == "float32" else "half"]
     if worst > allowed:
         raise SystemExit(f"{label(job)}: the loss curve is {worst:.2%} off float32 (allowed {allowed:.2%}): {pairs}")
     return worst
-
-
-def find_ours(common: dict, lengths: list[int], args: argparse.Namespace) -> tuple[str, list[dict]]:
-    """luthier's own dtype: the faster of two by short runs, or the one asked for."""
-    if args.luthier_dtype != "auto":
-        return args.luthier_dtype, []
-    steps = min(args.grid_steps, len(lengths) // ROWS_PER_STEP)
-    groups = [list(range(i * ROWS_PER_STEP, (i + 1) * ROWS_PER_STEP)) for i in range(steps)]
-    tried = []
-    for dtype in ("float32", "bfloat16"):
-        job = common | {"kind": "luthier", "dtype": dtype, "groups": groups}
-        result = run_child(job, args.threads)
-        check_learning(result, job)
-        value = statistics.median(speeds(result, lengths))
-        tried.append({"setting": {"luthier": dtype}, "tokens_per_s": value, "peak_bytes": result["peak_bytes"]})
-        print(f"  {value:8.1f} tokens/s  {label(job)}", flush=True)
-    return max(tried, key=lambda entry: entry["tokens_per_s"])["setting"]["luthier"], tried
 
 
 def find_best(common: dict, lengths: list[int], threads: int, steps: int) -> tuple[dict, list[dict]]:
@@ -294,37 +285,60 @@ def find_best(common: dict, lengths: list[int], threads: int, steps: int) -> tup
     return fastest["setting"], tried
 
 
-def measure(peers: dict[str, dict], dtype: str, common: dict, lengths: list[int], args: argparse.Namespace) -> dict:
-    """Interleaved rounds of every peer and luthier on the peer's own rows; medians and ratios.
+def measure(peers: dict[str, dict], common: dict, lengths: list[int], args: argparse.Namespace) -> dict:
+    """Interleaved rounds: each peer, then luthier in every dtype on the rows that the peer's steps really saw.
 
     Curves are held against luthier in float32 on the same rows (itself held against TRL in float32 when that is a
-    peer).
+    peer). Peers whose steps saw the same rows share luthier's runs of the round.
     """
     figures: dict[str, dict] = {}
-    references: dict[str, dict] = {}
     for round_number in range(args.rounds):
+        ours: dict[str, dict[str, dict]] = {}
         for name, setting in peers.items():
-            theirs_job = common | {"kind": "trl", "steps": args.steps} | setting
-            theirs = run_child(theirs_job, args.threads)
-            ours_job = common | {"kind": "luthier", "dtype": dtype, "groups": theirs["groups"]}
-            ours = run_child(ours_job, args.threads)
+            job = common | {"kind": "trl", "steps": args.steps} | setting
+            theirs = run_child(job, args.threads)
             rows = json.dumps(theirs["groups"])
-            if rows not in references:
-                exact = dtype == "float32"
-                references[rows] = ours if exact else run_child(ours_job | {"dtype": "float32"}, args.threads)
-            entry = figures.setdefault(name, {"setting": setting, "ours": [], "theirs": []})
-            for side, result, job in (("our", ours, ours_job), ("their", theirs, theirs_job)):
-                check_learning(result, job)
-                entry[f"{side}_curve_off_float32"] = check_curve(result, references[rows], job)
-                entry |= {f"{side}_peak_bytes": result["peak_bytes"], f"{side}_losses": result["losses"]}
-            entry["ours"] += speeds(ours, lengths)
-            entry["theirs"] += speeds(theirs, lengths)
+            if rows not in ours:
+                jobs = {dtype: common | {"kind": "luthier", "dtype": dtype} for dtype in OUR_DTYPES}
+                ours[rows] = {
+                    dtype: run_child(each | {"groups": theirs["groups"]}, args.threads) for dtype, each in jobs.items()
+                }
+            entry = figures.setdefault(name, {"setting": setting, "trl": {}, **{dtype: {} for dtype in OUR_DTYPES}})
+            results = {"trl": (theirs, job)} | {
+                dtype: (result, {"kind": "luthier", "dtype": dtype}) for dtype, result in ours[rows].items()
+            }
+            for who, (result, its_job) in results.items():
+                check_learning(result, its_job)
+                off = check_curve(result, ours[rows]["float32"], its_job)
+                _add(entry[who], result, off, lengths)
             print(f"  round {round_number + 1} of {args.rounds}: {name} done", flush=True)
     for entry in figures.values():
-        entry["our_tokens_per_s"] = statistics.median(entry["ours"])
-        entry["their_tokens_per_s"] = statistics.median(entry["theirs"])
-        entry["ratio"] = entry["our_tokens_per_s"] / entry["their_tokens_per_s"]
+        for who in ("trl", *OUR_DTYPES):
+            entry[who]["tokens_per_s"] = statistics.median(entry[who]["all"])
+            entry[who]["ratio"] = entry[who]["tokens_per_s"] / entry["trl"]["tokens_per_s"]
     return figures
+
+
+def _add(figures: dict, result: dict, off: float, lengths: list[int]) -> None:
+    figures.setdefault("all", []).extend(speeds(result, lengths))
+    figures |= {"peak_bytes": result["peak_bytes"], "losses": result["losses"], "curve_off_float32": off}
+
+
+def roof(base_folder: Path, threads: int, rows: list) -> dict:
+    """Tokens a second if nothing but the frozen products were computed, at the probe's rates: 4 N operations a token
+    for the N parameters of the layers, and for those of the head only where a token is trained.
+    """
+    from luthier.bases.shapes import read_shapes
+    from luthier.models.probe import probe_machine
+
+    shapes = read_shapes(base_folder)
+    profile = probe_machine(shapes, threads, 0)
+    head = shapes.vocab_size * shapes.hidden_size
+    layers = shapes.num_parameters - (head if shapes.tied else 2 * head)
+    share = sum(sum(row.trained) for row in rows) / sum(len(row.ids) for row in rows)
+    operations = 4.0 * (layers + share * head)
+    rates = profile.rates_gflops
+    return {"rates_gflops": rates, "tokens_per_s": {dtype: 1e9 * rate / operations for dtype, rate in rates.items()}}
 
 
 def parse() -> argparse.Namespace:
@@ -332,17 +346,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "examples" / "support")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--rows", type=int, help="rows used; default 8 a step")
+    parser.add_argument("--rows-like", default="data", choices=tuple(ROWS_PER_STEP))
+    parser.add_argument("--rows-per-step", type=int, help="default 8, and 32 for rows like shared-prefix")
+    parser.add_argument("--rows", type=int, help="rows used; default as many as the steps take")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--luthier-dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument(
         "--no-grid", action="store_true", help="skip the search: TRL's best is float32, padding-free, no recompute"
     )
     parser.add_argument("--grid-steps", type=int, default=3)
+    parser.add_argument("--best-from", type=Path, help="a stored result: take TRL's best setting from its search")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.rows_per_step = args.rows_per_step or ROWS_PER_STEP[args.rows_like]
+    return args
 
 
 def main() -> None:
@@ -355,39 +373,49 @@ def main() -> None:
     from luthier.bases.resolve import resolve_base
 
     base = resolve_base(args.base)
-    count = args.rows or ROWS_PER_STEP * args.steps
+    count, share = args.rows or args.rows_per_step * args.steps, args.rows_like == "shared-prefix"
     with tempfile.TemporaryDirectory() as folder:
-        rows = read_rows(args.data, base.folder, Path(folder), count)
+        if share:
+            rows = shared_prefix_rows(base.folder, count)
+        else:
+            rows = read_rows(args.data, base.folder, Path(folder), count)
         lengths = write_inputs(Path(folder), base.folder, rows)
-        common = {"inputs": folder, "base": str(base.folder)}
+        common = {"inputs": folder, "base": str(base.folder), "rows_per_step": args.rows_per_step}
+        common["share_prefix"] = share
         best = {"dtype": "float32", "recompute": False, "packing": "padding-free", "micro_batch": 8}
         tried: list[dict] = []
-        if not args.no_grid:
+        if args.best_from:
+            best = json.loads(args.best_from.read_text())["figures"]["trl best"]["setting"]
+        elif not args.no_grid:
             print("searching TRL's best setting", flush=True)
             best, tried = find_best(common, lengths, args.threads, args.grid_steps)
-        dtype, tried_ours = find_ours(common, lengths, args)
         defaults = {key: value for key, value in DEFAULTS.items() if key != "kind"}
-        figures = measure({"trl defaults": defaults, "trl best": best}, dtype, common, lengths, args)
-    report(args, base, lengths, figures, {"luthier_dtype": dtype, "grid": tried + tried_ours})
+        figures = measure({"trl defaults": defaults, "trl best": best}, common, lengths, args)
+        bound = roof(base.folder, args.threads, rows)
+    report(args, base, lengths, figures, {"grid": tried, "roof": bound})
 
 
 def report(args: argparse.Namespace, base, lengths: list[int], figures: dict, found: dict) -> None:
     """Prints the table and keeps everything under benchmarks/results/."""
     for name, entry in figures.items():
-        print(
-            f"{name:13} {label({'kind': 'trl', **entry['setting']})}\n"
-            f"   luthier {entry['our_tokens_per_s']:8.1f} tokens/s, {entry['our_peak_bytes'] / 2**30:.2f} GiB, "
-            f"{found['luthier_dtype']}, curve {entry['our_curve_off_float32']:.1%} off float32\n"
-            f"   TRL     {entry['their_tokens_per_s']:8.1f} tokens/s, {entry['their_peak_bytes'] / 2**30:.2f} GiB, "
-            f"curve {entry['their_curve_off_float32']:.1%} off float32\n"
-            f"   ratio   {entry['ratio']:8.2f}x"
-        )
+        print(f"{name}: {label({'kind': 'trl', **entry['setting']})}")
+        for who in ("trl", *OUR_DTYPES):
+            figure = entry[who]
+            print(
+                f"   {who if who == 'trl' else 'luthier ' + who:17} {figure['tokens_per_s']:8.1f} tokens/s "
+                f"{figure['ratio']:6.2f}x  {figure['peak_bytes'] / 2**30:.2f} GiB, "
+                f"curve {figure['curve_off_float32']:.2%} off float32"
+            )
+    bound = found["roof"]["tokens_per_s"]
+    reached = figures["trl best"]["float32"]["tokens_per_s"] / bound["float32"]
+    print(f"roof in float32 {bound['float32']:.0f} tokens/s, reached {reached:.0%}")
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     record = {
-        "data": str(args.data), "rows": len(lengths), "tokens": sum(lengths), "base": base.name, "digest": base.digest,
-        "steps": args.steps, "rounds": args.rounds, "threads": args.threads, 
+        "data": str(args.data) if args.rows_like == "data" else args.rows_like, "rows": len(lengths),
+        "tokens": sum(lengths), "base": base.name, "digest": base.digest,
+        "rows_per_step": args.rows_per_step, "steps": args.steps, "rounds": args.rounds, "threads": args.threads,
         "cpu": platform.processor() or platform.machine(), "packages": packages, "figures": figures, **found,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol, TypedDict
 
 
@@ -62,7 +63,10 @@ class Batch:
     """One packed, padding-free micro-batch (numpy int arrays, or torch tensors after `engine` moved them).
 
     ids_T; positions_T restart at 0 in every document; cu_seqlens (D + 1) document bounds; keep_K: indices t whose
-    hidden state predicts a trained token; targets_K: those tokens (ids[t + 1], never across documents); row_ids (D).
+    hidden state predicts a trained token; targets_K: those tokens (ids[t + 1], never across documents); row_ids: the
+    rows in it. parents_D: None, or for each document the index of the earlier document that it continues (a prefix
+    shared by several rows, computed once), -1 for none. A parent has no parent, stands right before its children, is no
+    row and carries no loss; a child's positions go on after it.
     """
 
     ids_T: Any
@@ -71,11 +75,42 @@ class Batch:
     keep_K: Any
     targets_K: Any
     row_ids: tuple[str, ...] = ()
+    parents_D: Any = None
 
     @property
     def num_trained(self) -> int:
         """Number of tokens that carry loss."""
         return len(self.targets_K)
+
+    @property
+    def num_represented(self) -> int:
+        """Tokens of its rows, a shared prefix counted for each of them; len(ids_T) is what is computed."""
+        if self.parents_D is None:
+            return len(self.ids_T)
+        bounds, parents = ([int(x) for x in xs] for xs in (self.cu_seqlens, self.parents_D))
+        lengths = [stop - start for start, stop in pairwise(bounds)]
+        has_children = set(parents)
+        rows = [document for document in range(len(parents)) if document not in has_children]
+        return sum(lengths[row] + (lengths[parents[row]] if parents[row] >= 0 else 0) for row in rows)
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """What a machine can do, as measured by the start-up probe or as stated in the catalogue.
+
+    name: processor or GPU. rates_gflops: achieved matrix-product rate by dtype (float32, bfloat16, int8), in 1e9
+    operations a second. bandwidth_gb_s: memory copy rate, 1e9 bytes a second. memory_bytes: what a run may use.
+    usd_per_hour: rent; None = own machine, unpriced. probed: True when measured here.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    rates_gflops: dict[str, float]
+    bandwidth_gb_s: float
+    memory_bytes: int
+    num_threads: int = 1
+    usd_per_hour: float | None = None
+    probed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685): y = x W' + b + s (drop(x) A') B', with W and b frozen and only A and B trained.
 
-Own layer, because the frozen side is where time and memory go: the backward pass here never forms the gradient of W,
-adds the low-rank part in place (addmm), and keeps only x (shared by q, k and v) and the small x A'. PEFT's layer
-keeps two further activations and casts every input. Names and shapes are PEFT's (`lora_A` (r, in), `lora_B` (out,
-r)), so are the start values (A uniform Kaiming, B zero) and the place of the dropout; tests hold both equal.
+The products are `kernels/projection.py`'s: no gradient of W, and what is kept for the backward pass is x (once for q, k
+and v) and the small x A'. PEFT's layer keeps two further activations and casts every input. Names and shapes are PEFT's
+(`lora_A` (r, in), `lora_B` (out, r)), so are the start values (A uniform Kaiming, B zero) and the place of the dropout;
+tests hold both equal.
 Shapes: N tokens, I in_features, O out_features, R rank.
 """
 
@@ -13,7 +13,6 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,77 +20,39 @@ from torch import Tensor, nn
 
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError, TrainError
-from luthier.kernels.frozen_gemm import Linear, times_weight, times_weight_back
-from luthier.kernels.frozen_gemm import linear as frozen_linear
+from luthier.kernels.projection import Linear, LowRank
 
 _HEADS = ("lm_head", "embed_out")  # what transformers calls the output projection
 
 
-class _LoraFunction(torch.autograd.Function):
-    """Forward and backward of one adapted linear layer on 2-D inputs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor,
-        scale: float, dropout: float,
-    ) -> Tensor:  # fmt: skip
-        a_RI, b_OR = a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype)
-        # The mask is drawn as F.dropout draws it, so one seed gives the numbers of the textbook expression.
-        mask_NI = F.dropout(torch.ones_like(x_NI), dropout, training=True) if dropout else None
-        xa_NR = (x_NI if mask_NI is None else x_NI * mask_NI) @ a_RI.t()
-        if x_NI.dtype is torch.float32:
-            y_NO = times_weight(x_NI, weight_OI, bias_O).addmm_(xa_NR, b_OR.t(), alpha=scale)
-        else:
-            # One product [x | xA'][W | sB]': the update is added before the sum is rounded. Added to an output that has
-            # been rounded to 8 bits, half of a young adapter's update is lost (measured: 50% kept, here 100%).
-            extended = torch.cat([weight_OI, b_OR * scale], dim=1)
-            y_NO = F.linear(torch.cat([x_NI, xa_NR], dim=1), extended, bias_O)
-        ctx.save_for_backward(x_NI, xa_NR, weight_OI, a_RI, b_OR, None if mask_NI is None else mask_NI != 0)
-        ctx.scale, ctx.dropout = scale, dropout
-        return y_NO
-
-    @staticmethod
-    def backward(ctx: Any, dy_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x_NI, xa_NR, weight_OI, a_RI, b_OR, kept_NI = ctx.saved_tensors
-        keep_scale = 1.0 / (1.0 - ctx.dropout)
-        dxa_NR = (dy_NO @ b_OR).mul_(ctx.scale)
-        db_OR = (xa_NR.t() @ dy_NO).t().mul_(ctx.scale)  # this way round: the tall product is 1.7x slower
-        dropped_NI = x_NI if kept_NI is None else x_NI * kept_NI.to(x_NI.dtype).mul_(keep_scale)
-        da_RI = dxa_NR.t() @ dropped_NI
-        dx_NI = None
-        if ctx.needs_input_grad[0]:
-            dx_NI = times_weight_back(dy_NO, weight_OI)
-            if kept_NI is None:
-                dx_NI.addmm_(dxa_NR, a_RI)
-            else:
-                dx_NI.add_((dxa_NR @ a_RI).mul_(kept_NI), alpha=keep_scale)
-        # autograd casts da and db to the adapter's float32 when the model runs in half precision.
-        return dx_NI, None, None, da_RI.float(), db_OR.float(), None, None
-
-
-class LoraLinear(nn.Linear):
-    """An nn.Linear that keeps its own frozen weight (same object, same name) and carries a trained low-rank update."""
+class LoraLinear(Linear):
+    """A linear layer that keeps its own frozen weight (same object and name) and carries a trained low-rank update."""
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         nn.Module.__init__(self)  # not nn.Linear's: that would allocate a second weight
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+        if isinstance(base, Linear):
+            self.share(base.stack, base.first)
         self.rank, self.scale, self.dropout = rank, scale, dropout
         self.enabled = True
         # With the adapter off, the very product that the replaced layer used: bit for bit the base.
-        self.plain_product = frozen_linear if isinstance(base, Linear) else F.linear
+        self.replaces_plain = not isinstance(base, Linear)
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
 
+    def low_rank(self) -> LowRank | None:
+        """The update, while the adapter is on."""
+        if not self.enabled:
+            return None
+        return LowRank(self.lora_A, self.lora_B, self.scale, self.dropout if self.training else 0.0)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features). With the adapter off: bit for bit the plain layer."""
-        if not self.enabled:
-            return self.plain_product(x, self.weight, self.bias)
-        dropout = self.dropout if self.training else 0.0
-        flat = x.reshape(-1, self.in_features)
-        y = _LoraFunction.apply(flat, self.weight, self.bias, self.lora_A, self.lora_B, self.scale, dropout)
-        return y.view(*x.shape[:-1], self.out_features)
+        if self.replaces_plain and not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class AdaptedModel:

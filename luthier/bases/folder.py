@@ -22,40 +22,55 @@ _FACT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_INDEX = "model.safetensors.index.json"
+_WHOLE = "give the folder that holds config.json, the .safetensors files and tokenizer.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model: model.safetensors, else those the index names, else all of them.
+    """The safetensors files that hold the model: model.safetensors, else the shards that the index names, sorted.
 
-    The same choice as the loader's, so that a digest covers the weights that are loaded. Raises BaseModelError.
+    Loading and digests both ask here, so that a digest covers the weights that are loaded. Raises BaseModelError when
+    there are none, or not all.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise BaseModelError(f"{index}: names {name!r}, not a file of this folder", hint="copy the folder again")
+        raise _no_weights(folder)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise BaseModelError(f"{index}: not a safetensors index", hint="copy the model again")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise BaseModelError(f"{index}: {outside[0]!r} is not a plain safetensors file name", hint="do not trust it")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise BaseModelError(f"{folder}: shard missing: {', '.join(missing) or 'all'}", hint="copy the model again")
     return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> BaseModelError:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    if pickles:
+        return BaseModelError(
+            f"{folder}: only pickled weights ({', '.join(pickles[:3])}); unpickling can run code: refused",
+            hint="convert once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(out)",
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = f"no model.safetensors and no index of shards beside {others[0]}" if others else "no .safetensors file"
+    return BaseModelError(f"{folder}: {found}", hint="copy the whole model folder")
 
 
 def check_folder(folder: Path) -> None:
     """Raises BaseModelError unless `folder` holds config.json, safetensors weights and tokenizer.json."""
-    if not (folder / "config.json").is_file():
-        raise BaseModelError(f"{folder}: no config.json: not a Hugging Face model folder", hint="check model.base")
-    if (folder / "adapter_config.json").is_file() and not weight_files(folder):
+    has_weights = (folder / "model.safetensors").is_file() or (folder / _INDEX).is_file()
+    if (folder / "adapter_config.json").is_file() and not has_weights:
         raise BaseModelError(f"{folder}: an adapter, not a base model", hint="give the folder of its base model")
-    if not weight_files(folder):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-        if pickles:
-            raise BaseModelError(
-                f"{folder}: only pickled weights ({', '.join(pickles[:3])}); unpickling can run code: refused",
-                hint="convert once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(out)",
-            )
-        raise BaseModelError(f"{folder}: no .safetensors file", hint="copy the weights into the folder")
+    if not (folder / "config.json").is_file():
+        raise BaseModelError(f"{folder}: no config.json: not a Hugging Face model folder", hint=_WHOLE)
+    weight_files(folder)
     if not (folder / "tokenizer.json").is_file():
         raise BaseModelError(
             f"{folder}: no tokenizer.json",

@@ -37,7 +37,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, spec: dict[str, Any], config: dict[str, Any], generation: dict[str, Any]) -> None:
         self.folder = Path(folder)
-        self._spec = spec | {"truncation": None, "padding": None}
+        self._spec: dict[str, Any] = spec | {"truncation": None, "padding": None}
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._spec))
         self.vocab_size = self._plain.get_vocab_size(with_added_tokens=True)
         self.named_tokens = {f"{role}_token": t for role in _ROLES if (t := _token_text(config.get(f"{role}_token")))}

@@ -12,7 +12,7 @@ from luthier.chat.families.registry import family_of
 from luthier.chat.mask import mask_conversation
 from luthier.chat.template import ChatTemplate
 from luthier.errors import TemplateError
-from luthier.types import EncodedRow, Row
+from luthier.types import EncodedRow, Message, Row
 
 
 class ChatCodec:
@@ -64,9 +64,9 @@ class ChatCodec:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_specials=True).strip()
 
-    def encode_answer(self, messages: Sequence[Mapping[str, Any]], answer: str) -> tuple[list[int], int]:
+    def encode_answer(self, messages: Sequence[Message], answer: str) -> tuple[list[int], int]:
         """(ids of prompt + answer + stop, index of the first answer token): what a scorer needs."""
-        row = Row(id="", messages=(*messages, {"role": "assistant", "content": answer}))
+        row = Row(id="", messages=(*messages, Message(role="assistant", content=answer)))
         encoded = self._encode_messages(row)[-1]
         last = max(i for i, trained in enumerate(encoded.trained) if trained)
         start = last

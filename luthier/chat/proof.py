@@ -16,7 +16,7 @@ from luthier.chat.codec import ChatCodec
 from luthier.chat.conversation import checked
 from luthier.chat.obligations import OBLIGATIONS, Case, Turn
 from luthier.errors import TemplateError
-from luthier.types import EncodedRow, Row
+from luthier.types import EncodedRow, Message, Row
 
 _MAX_SHAPES = 16  # sequences of roles that get planted conversations
 _BENIGN = "ok"
@@ -101,10 +101,10 @@ def _canary(*parts: object) -> str:
 def _planted(codec: ChatCodec, shape: tuple[str, ...]) -> Iterator[Row]:
     """Two conversations of this shape: canaries, and canaries beside every special token of the tokenizer."""
     words = [_canary(shape, i) for i in range(len(shape))]
-    messages = tuple({"role": role, "content": word} for role, word in zip(shape, words, strict=True))
+    messages = tuple(Message(role=role, content=word) for role, word in zip(shape, words, strict=True))
     yield Row(id="planted-canaries", messages=messages)
     injection = " ".join(codec.tokenizer.special_tokens)
-    poisoned = tuple({**m, "content": f"{m['content']} {injection} {m['content']}"} for m in messages)
+    poisoned = tuple(Message(role=m["role"], content=f"{m['content']} {injection} {m['content']}") for m in messages)
     if injection:
         yield Row(id="planted-injection", messages=poisoned)
 

@@ -12,15 +12,16 @@ import datetime
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from luthier.errors import TemplateError
 
@@ -39,6 +40,9 @@ class _Deadline(threading.local):
     def check(self) -> None:
         if time.monotonic() > self.at_s:
             raise SecurityError(f"rendering took more than {MAX_RENDER_S:g} s")
+
+
+_DEADLINE = _Deadline()
 
 
 class _Ticking(Extension):
@@ -64,7 +68,7 @@ class _Ticking(Extension):
         return nodes.ExprStmt(self.call_method("tick"), lineno=lineno)
 
     def tick(self) -> None:
-        self.environment.deadline.check()
+        _DEADLINE.check()
 
 
 class _Generation(Extension):
@@ -82,7 +86,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Ticking, _Generation, loopcontrols])
-        self.deadline = _Deadline()
         self.filters["tojson"] = _tojson
         for name in ("center", "indent", "format"):
             self.filters[name] = _capped(self.filters[name])
@@ -155,9 +158,9 @@ class ChatTemplate:
                 hint="compare chat_template.jinja with the one of the model's origin",
             ) from None
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """The rendered conversation. Raises TemplateError with the template's own words when it refuses."""
-        self._sandbox.deadline.at_s = time.monotonic() + MAX_RENDER_S
+        _DEADLINE.at_s = time.monotonic() + MAX_RENDER_S
         context = {
             **self._variables,
             "messages": [dict(message) for message in messages],
@@ -171,7 +174,7 @@ class ChatTemplate:
                 num_chars += len(piece)
                 if num_chars > MAX_RENDERED_CHARS:
                     raise SecurityError(f"more than {MAX_RENDERED_CHARS} characters rendered")
-                self._sandbox.deadline.check()
+                _DEADLINE.check()
                 pieces.append(piece)
         except SecurityError as error:
             raise TemplateError(f"the chat template was stopped: {error}", hint="do not use this template") from None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.config.base import Spec
 
@@ -21,3 +21,12 @@ class AdapterSpec(Spec):
     """Linear layers that get an adapter: all (except the head), or names such as q_proj, v_proj."""
     use_rslora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732)."""
+
+    @field_validator("lora_target_modules")
+    @classmethod
+    def _names_a_layer(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all(name.strip() for name in value):
+            raise ValueError(
+                "no layer is named, so nothing could be trained: give all-linear, or names such as [q_proj]"
+            )
+        return value

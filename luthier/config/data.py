@@ -35,7 +35,8 @@ class DataSpec(Spec):
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text", "columns"] = "auto"
     """Shape of a row; auto looks at the keys of the first 200 rows and says what it found."""
     prompt: str | None = None
-    """Template of the user turn from columns, e.g. "{subject}: {body}" (format columns)."""
+    """Template of the user turn from columns, e.g. "{subject}: {body}" (format columns). In every text of this file
+    ${NAME} is an environment variable; $${NAME} stands for those very characters."""
     completion: str | None = None
     """Template of the answer from columns, e.g. "{label}" (format columns)."""
     json_fields: tuple[str, ...] = ()
@@ -76,6 +77,8 @@ class DataSpec(Spec):
             raise ValueError("give either completion or json_fields, not both")
         if self.format == "columns" and not self.prompt:
             raise ValueError('format columns needs a prompt template such as "{text}"')
+        if self.prompt and self.format not in ("auto", "columns"):
+            raise ValueError(f"a prompt template reads columns, so format {self.format} would not be used: drop one")
         if self.prompt and self.completion is None and not self.json_fields:
             raise ValueError("a prompt template needs completion or json_fields beside it")
         return self

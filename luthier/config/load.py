@@ -23,17 +23,29 @@ _WORDS = {
     "tuple_type": "expected a list, such as [one, two]",
     "path_type": "expected a path",
     "string_type": "expected text (quote it when it holds braces, brackets or a colon)",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "too_short": "expected at least one entry",
 }
-_ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_ENV = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A resolved project: the spec, the folder that relative paths start from, and each value's origin."""
+    """A resolved project: the spec, the folder that relative paths start from, and each value's origin.
+
+    reuse_only: stages are looked up, never built (for verbs that only read what stands).
+    """
 
     spec: ProjectSpec
     path: Path
     origins: dict[str, str]
+    reuse_only: bool = False
 
     @property
     def folder(self) -> Path:
@@ -69,7 +81,8 @@ def _nearest(key: str) -> str:
 
 
 def _expand_env(value: Any, where: str) -> Any:
-    """Replaces ${NAME} in strings by the environment's value; a missing one is an error that names the key."""
+    """Replaces ${NAME} in strings by the environment's value; a missing one is an error that names the key.
+    $${NAME} stands for the characters ${NAME}."""
     if isinstance(value, dict):
         return {k: _expand_env(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
     if isinstance(value, list):
@@ -79,11 +92,21 @@ def _expand_env(value: Any, where: str) -> Any:
 
     def look_up(match: re.Match[str]) -> str:
         name = match.group(1)
+        if match.group().startswith("$$"):
+            return match.group()[1:]
         if name not in os.environ:
-            raise ConfigError(f"{where}: the environment variable {name} is not set", hint=f"export {name}=...")
+            raise ConfigError(
+                f"{where}: the environment variable {name} is not set",
+                hint=f"export {name}=..., or write $${{{name}}} if these very characters are meant",
+            )
         return os.environ[name]
 
     return _ENV.sub(look_up, value)
+
+
+def escape_env(text: str) -> str:
+    """`text` as a project file must write it, so that nothing in it is taken for an environment variable."""
+    return _ENV.sub(lambda match: "$" + match.group(), text)
 
 
 def _apply_override(raw: dict[str, Any], assignment: str) -> str:
@@ -133,7 +156,9 @@ def _config_error(error: ValidationError, path: Path, lines: dict[str, int], ove
             hint = hint or f"add {dotted}; `luthier init DATA_FILE` writes a complete project file"
         else:
             got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
-            words = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            words = _WORDS.get(
+                item["type"], item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            )
             messages.append(f"{place}: {dotted}: {words}{got}")
             hint = hint or "`luthier config keys` says what each key means"
     return ConfigError("\n".join(dict.fromkeys(messages)), hint=hint)

@@ -13,7 +13,11 @@ class TrainSpec(Spec):
     sequence_len: Annotated[int, Field(ge=8)] = 1024
     """Longest row in tokens. Longer rows are refused or quarantined (data.over_length), never cut."""
     micro_batch_tokens: Annotated[int, Field(ge=8)] = 1024
-    """Token budget of one packed, padding-free micro-batch."""
+    """Token budget of one packed, padding-free micro-batch. Tokens of the rows count, shared or not."""
+    share_prefix: Literal["auto", "always", "never"] = "auto"
+    """Compute a prompt prefix that rows of a micro-batch share once: the same rows in the same steps and the same
+    losses, in less time and memory. auto = where it saves 5% of the tokens and adapter.lora_dropout is 0; with dropout
+    the rows would share one draw of it in their prefix, which only `always` accepts."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per optimizer step; the loss is divided once by the step's trained tokens."""
     num_epochs: Annotated[int, Field(ge=1)] = 1

@@ -19,6 +19,9 @@ from luthier.data.streams import COMPRESSIONS, open_stream
 from luthier.errors import DataError
 
 PEEK_BYTES = 65_536
+ROW_KEYS = ("data", "rows", "examples", "items", "records", "samples", "instances", "train")
+"""Keys under which exports put the array of rows: {"data": [...]}."""
+_WRAPPED = re.compile(rb'"(?:%s)"\s*:\s*\[\s*\{' % "|".join(ROW_KEYS).encode(), re.IGNORECASE)
 _ENDINGS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".md": "text",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
@@ -73,7 +76,7 @@ def check_regular(path: Path) -> os.stat_result:
     if not stat.S_ISREG(info.st_mode):
         raise DataError(f"{path}: is not a regular file (pipe, socket or device)", hint="save the data to a file first")
     if info.st_size == 0:
-        raise DataError(f"{path}: is empty (0 bytes)", hint="remove it from the config or fetch it again")
+        raise DataError(f"{path}: is empty (0 bytes)", hint="leave it out, or fetch it again")
     try:
         with path.open("rb"):
             return info
@@ -106,7 +109,8 @@ def _container(path: Path, head: bytes, named: str) -> str:
     if text.startswith(b"["):
         return "jsonl" if named == "jsonl" and _is_json_line(text) and b"\n[" in text else "json"
     if text.startswith(b"{"):
-        return "json" if named == "json" and not _is_json_line(text) else "jsonl"
+        is_one = named == "json" and (not _is_json_line(text) or _is_one_wrapper(text))
+        return "json" if is_one else "jsonl"
     if named in ("csv", "text", "jsonl"):
         return named
     if named == "json":
@@ -153,6 +157,12 @@ def _is_json_line(text: bytes) -> bool:
     return True
 
 
+def _is_one_wrapper(text: bytes) -> bool:
+    """Is the first line, a JSON object, an envelope around all rows rather than the first of many rows?"""
+    first, _, rest = text.partition(b"\n")
+    return not rest.strip() and _WRAPPED.search(first) is not None
+
+
 def _named(path: Path) -> tuple[str, str]:
     """(container, compression) that the name's endings promise; "" where they promise nothing."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -181,4 +191,5 @@ def _siblings(path: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())[:8]
-    return f"{folder} holds: {', '.join(names)}" if names else f"{folder} holds no files"
+    here = "this folder" if folder == Path() else str(folder)
+    return f"{here} holds: {', '.join(names)}" if names else f"{here} holds no files"

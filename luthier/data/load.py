@@ -91,9 +91,10 @@ class Loader:
         return items, report
 
     def _mapping(self, source: Source, rows: list[dict[str, Any]]) -> Mapping:
-        column = self._spec.stratify_by
-        if column and self._needs_answer and rows and not any(column in row for row in rows):
-            raise DataError(f"{source.name}: no column {column!r} of data.stratify_by", hint="name a column it has")
+        for key in ("stratify_by", "group_by"):
+            column = getattr(self._spec, key)
+            if column and self._needs_answer and rows and not any(column in row for row in rows):
+                raise DataError(f"{source.name}: no column {column!r} of data.{key}", hint="name a column it has")
         if self._columns:
             self._columns.check(rows, source.name)
             return Mapping("columns", {column: column for column in self._columns.columns})

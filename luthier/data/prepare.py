@@ -20,7 +20,7 @@ from luthier.data.items import Item, prompt_key
 from luthier.data.lengths import Codec, Encoded, encode_all, fit_lengths, length_stats
 from luthier.data.load import Loader
 from luthier.data.quarantine import Quarantine
-from luthier.data.report import data_report
+from luthier.data.report import LIKENESS, data_report
 from luthier.data.sources import Source, check_disjoint, find_sources
 from luthier.data.split import deal, leaks_between, proof
 from luthier.data.stored import row_lines, write_encoded
@@ -87,6 +87,9 @@ def _check(spec: DataSpec) -> None:
 
 
 _NO_DEV = "give dev a share (0.1), or set data.allow_no_dev: true; the verdict is then forfeited"
+
+
+_ONE_ANSWER = "the tune can learn nothing else (are the rows of the other classes missing?)"
 
 
 def _load(run: _Run) -> tuple[list[Item], list[Item], list[Item]]:
@@ -188,15 +191,23 @@ def _split(run: _Run, usable: list[Encoded], test: list[Encoded]) -> dict[str, l
             "few values; the shares of the splits may come out uneven"
         )
     if not splits["train"]:
-        raise DataError(f"{len(items)} usable rows make no training split", hint="add rows")
+        raise DataError(f"{len(items)} usable rows make no training split{_repeats(run)}", hint="add rows")
     if not splits["dev"] and not spec.allow_no_dev:
         num_groups = run.summary.proof["num_groups"]
         raise DataError(
-            f"{len(items)} usable rows in {num_groups} groups make no dev split", hint=f"add rows; or {_NO_DEV}"
+            f"{len(items)} usable rows in {num_groups} groups make no dev split{_repeats(run)}",
+            hint=f"add rows; or {_NO_DEV}",
         )
     if shares.get("test") and not splits["test"]:
         run.summary.warnings.append("no row came to the test split; nothing can be judged on it")
     return splits
+
+
+def _repeats(run: _Run) -> str:
+    """How many rows say again what an earlier row says, in words; '' when none does."""
+    counts = run.quarantine.by_reason()
+    num = sum(count for reason, count in counts.items() if reason in LIKENESS)
+    return f" ({num:,} of {run.summary.rows_read:,} rows repeat an earlier one and were set aside)" if num else ""
 
 
 def _grouped(encoded: list[Encoded], how: dict) -> list[Encoded]:
@@ -270,6 +281,9 @@ def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item])
         summary.warnings.append(f"{over} test rows are longer than train.sequence_len (kept: tests are never cut)")
     if summary.conflicts:
         summary.warnings.append(f"same prompt, different answer: {len(summary.conflicts)} times (see the report)")
+    answers = {one.item.row.answer for one in splits["train"] if one.item.row.messages}
+    if len(answers) == 1 and len(splits["train"]) > 1:
+        summary.warnings.append(f"every training row has the same answer, {next(iter(answers))[:60]!r}: {_ONE_ANSWER}")
     if not summary.has_dev:
         summary.warnings.append("there is no dev split (data.allow_no_dev): the verdict is forfeited")
     summary.check_conservation()

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from luthier.data.detect import ROW_KEYS
 from luthier.data.records import Record, bad_utf8
 from luthier.data.streams import read_lines
 from luthier.errors import DataError
@@ -94,23 +95,74 @@ def _parse_line(record: Record, strict: _Strict) -> Record:
 
 
 def read_json(stream: BinaryIO, name: str) -> Iterator[Record]:
-    """One record per element of a top-level array. Held in memory, so at most MAX_ARRAY_BYTES.
+    """One record per element of the file's array. Held in memory, so at most MAX_ARRAY_BYTES.
 
-    Raises DataError where the array itself is broken: after a syntax error nobody knows where the next row begins.
+    The array is the whole file, or the only list in an object that stands under one of ROW_KEYS, as exports write it:
+    {"data": [...]}. Raises DataError where the array itself is broken: after a syntax error nobody knows where the next
+    row begins.
     """
     data = stream.read(MAX_ARRAY_BYTES + 1)
     if len(data) > MAX_ARRAY_BYTES:
         raise DataError(f"{name}: a JSON array of more than {MAX_ARRAY_BYTES >> 20} MiB", hint=_TO_LINES.format(name))
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    mark_bytes = len(data) - _num_bytes(text)
     position = _skip(text, 0)
     if text[position : position + 1] == "{":
-        raise DataError(
-            f"{name}: one JSON object, expected an array of rows{_list_keys(text)}", hint=_TO_LINES.format(name)
-        )
-    yield from _elements(text, position, name, len(data) - len(text.encode("utf-8", "surrogateescape")))
+        position, end = _rows_inside(text, position, name)
+        text = text[:end]
+    yield from _elements(text, position, name, mark_bytes)
 
 
 _TO_LINES = "write one row a line: python -c \"import json;[print(json.dumps(r)) for r in json.load(open('{}'))]\""
+
+
+def _rows_inside(text: str, position: int, name: str) -> tuple[int, int]:
+    """(start, end) of the array of rows in the object at `position`."""
+    try:
+        members, end = _members(text, position)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}", hint="mend the file, or write one row a line") from None
+    if text[_skip(text, end) :]:
+        raise DataError(
+            f"{name}: more text after the end of the first JSON object",
+            hint="if it holds one object a line, name the file .jsonl",
+        )
+    lists = [(key, start, end) for key, start, end in members if text[start] == "["]
+    if len(lists) == 1 and lists[0][0].lower() in ROW_KEYS:
+        return lists[0][1:]
+    if not lists:
+        raise DataError(
+            f"{name}: one JSON object without a list, expected an array of rows",
+            hint="if it is a row, put [ and ] around it; rows one a line belong into a .jsonl file",
+        )
+    key, keys = lists[0][0], ", ".join(repr(key) for key, _, _ in lists[:5])
+    raise DataError(
+        f"{name}: one JSON object with lists under {keys}, expected an array of rows",
+        hint=f"if it is one row, put [ and ] around it; if the rows stand under {key!r}, write them alone: "
+        f"python -c \"import json;print(json.dumps(json.load(open('{name}'))[{key!r}]))\" > rows.json",
+    )
+
+
+def _members(text: str, position: int) -> tuple[list[tuple[str, int, int]], int]:
+    """([(key, start, end of its value)], end) of the object at `position`. Raises ValueError where it is no JSON."""
+    strict, members = _Strict(), []
+    position = _skip(text, position + 1)
+    while text[position : position + 1] != "}":
+        key, position = strict.at(text, position)
+        position = _skip(text, position)
+        if not isinstance(key, str) or text[position : position + 1] != ":":
+            raise ValueError(f"not valid JSON: a key and a colon are expected at character {position + 1}")
+        start = _skip(text, position + 1)
+        try:
+            _, end = strict.at(text, start)
+        except ValueError as error:
+            raise ValueError(f"the value of {key[:40]!r}: {error}") from None
+        members.append((key, start, end))
+        position = _skip(text, end)
+        if text[position : position + 1] not in (",", "}"):
+            raise ValueError(f"the object breaks off or lacks a comma at character {position + 1}")
+        position = _skip(text, position + 1) if text[position] == "," else position
+    return members, position + 1
 
 
 def _elements(text: str, position: int, name: str, mark_bytes: int) -> Iterator[Record]:
@@ -156,15 +208,6 @@ def _skip(text: str, position: int) -> int:
     while position < len(text) and text[position] in _SPACE:
         position += 1
     return position
-
-
-def _list_keys(text: str) -> str:
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    lists = [key for key, value in whole.items() if isinstance(value, list)]
-    return f" (rows may be under the key {lists[0]!r})" if lists else ""
 
 
 def _kind(value: Any) -> str:

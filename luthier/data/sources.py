@@ -6,6 +6,7 @@ Names in messages are relative to the project file's folder where possible; a pa
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path) -> list[S
     """
     found: dict[Path, Source] = {}
     for pattern in patterns:
-        whole = base_dir / Path(pattern).expanduser()
+        given = Path(pattern).expanduser()
+        whole = _without_detours(base_dir / given)
         if not glob.has_magic(pattern) or whole.exists():
             paths = [whole]
         else:
@@ -38,7 +40,7 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path) -> list[S
             raise DataError(f"data.{role}: {pattern!r} matches no file under {base_dir}", hint="check the pattern")
         for path in paths:
             check_regular(path)
-            found.setdefault(path.resolve(), Source(path, _name(path, base_dir), role))
+            found.setdefault(path.resolve(), Source(path, _name(path, base_dir, given.is_absolute()), role))
     return list(found.values())
 
 
@@ -54,8 +56,13 @@ def check_disjoint(*groups: list[Source]) -> None:
             )
 
 
-def _name(path: Path, base_dir: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(base_dir.resolve()))
-    except ValueError:
-        return str(path)
+def _without_detours(path: Path) -> Path:
+    """The path without `..`, as the file system reads it (a link's parent is the parent of what it points at)."""
+    return path.parent.resolve() / path.name if ".." in path.parts else path
+
+
+def _name(path: Path, base_dir: Path, is_absolute: bool) -> str:
+    """Relative to the project file's folder, so that names do not change when the whole tree is moved; a file that
+    lies elsewhere and was given by its absolute path keeps that."""
+    inside = path.resolve().is_relative_to(base_dir.resolve())
+    return os.path.relpath(path.resolve(), base_dir.resolve()) if inside or not is_absolute else str(path)

@@ -7,7 +7,8 @@ uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ PlanEpoch = Callable[[Any, int, int, int], Sequence[Sequence[int]]]
 MakeBatch = Callable[[Sequence[EncodedRow]], Batch]
 
 
+NUM_FULLEST = 64  # micro-batches that are looked at closely to find the heaviest one
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """One optimizer step: its place and the row indices of its micro-batches."""
@@ -42,11 +46,20 @@ class PlannedStep:
 
 
 class StepPlan:
-    """All optimizer steps of a run. The last step of an epoch may hold fewer micro-batches than the others."""
+    """All optimizer steps of a run. The last step of an epoch may hold fewer micro-batches than the others.
+
+    lengths: tokens of every row. fullest: the micro-batches with the most tokens, of all epochs.
+    """
 
     def __init__(self, rows: RowSet, plan_epoch: PlanEpoch, spec: TrainSpec) -> None:
         self._rows, self._plan_epoch, self._spec = rows, plan_epoch, spec
-        steps_per_epoch = [self._num_steps(len(self._micro_batches(epoch))) for epoch in range(spec.num_epochs)]
+        self.lengths = row_lengths(rows)
+        self.fullest: list[Sequence[int]] = []
+        steps_per_epoch = []
+        for epoch in range(spec.num_epochs):
+            micro_batches = self._micro_batches(epoch)
+            steps_per_epoch.append(self._num_steps(len(micro_batches)))
+            self.fullest = fullest([*self.fullest, *micro_batches], self.lengths, NUM_FULLEST)
         if not sum(steps_per_epoch):
             raise TrainError("the training split is empty", hint="look at the data report for what was removed and why")
         self.num_epochs = spec.num_epochs
@@ -82,11 +95,46 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         keep_K=torch.as_tensor(batch.keep_K, dtype=torch.long, device=device),
         targets_K=torch.as_tensor(batch.targets_K, dtype=torch.long, device=device),
         row_ids=batch.row_ids,
+        parents_D=None if batch.parents_D is None else torch.as_tensor(batch.parents_D, device=device),
     )
 
 
 def batches_of(
-    rows: RowSet, micro_batches: Sequence[Sequence[int]], make_batch: MakeBatch, device: torch.device
+    rows: RowSet,
+    micro_batches: Sequence[Sequence[int]],
+    make_batch: MakeBatch,
+    device: torch.device,
+    max_tokens: int | None = None,
 ) -> list[Batch]:
-    """The micro-batches as tensors on `device`."""
-    return [to_device(make_batch([rows[index] for index in micro]), device) for micro in micro_batches]
+    """The micro-batches as tensors on `device`. One of more than max_tokens is halved, by rows and in order, until it
+    fits; a single row is never cut.
+    """
+    return [
+        to_device(batch, device)
+        for micro in micro_batches
+        for batch in _pieces([rows[index] for index in micro], make_batch, max_tokens)
+    ]
+
+
+def _pieces(rows: list[EncodedRow], make_batch: MakeBatch, max_tokens: int | None) -> Iterator[Batch]:
+    batch = make_batch(rows)
+    if max_tokens is None or len(rows) == 1 or len(batch.ids_T) <= max_tokens:
+        yield batch
+        return
+    half, middle, taken = sum(len(row.ids) for row in rows) / 2, 1, len(rows[0].ids)
+    while middle < len(rows) - 1 and taken + len(rows[middle].ids) <= half:
+        taken += len(rows[middle].ids)
+        middle += 1
+    yield from _pieces(rows[:middle], make_batch, max_tokens)
+    yield from _pieces(rows[middle:], make_batch, max_tokens)
+
+
+def row_lengths(rows: RowSet) -> Sequence[int]:
+    """Tokens of every row; taken from the set itself where it knows them without opening each row."""
+    known = getattr(rows, "lengths", None)
+    return [len(rows[index].ids) for index in range(len(rows))] if known is None else known.tolist()
+
+
+def fullest(micro_batches: Iterable[Sequence[int]], lengths: Sequence[int], count: int) -> list[Sequence[int]]:
+    """The `count` micro-batches whose rows hold the most tokens, fullest first."""
+    return heapq.nlargest(count, micro_batches, key=lambda micro: sum(lengths[index] for index in micro))

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,25 @@ from torch import nn
 
 from luthier.config.train import TrainSpec
 from luthier.engine import checkpoint
+from luthier.engine.attempts import Attempts
 from luthier.engine.evaluation import dev_loss
-from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, RowSet, StepPlan, batches_of
+from luthier.engine.inputs import (
+    NUM_FULLEST,
+    MakeBatch,
+    PlanEpoch,
+    PlannedStep,
+    RowSet,
+    StepPlan,
+    batches_of,
+    fullest,
+    row_lengths,
+)
+from luthier.engine.memory import PeakMemory, held_bytes
 from luthier.engine.optimizers import load_moments, make_adamw, moments
+from luthier.engine.profile import StepProfiler
+from luthier.engine.rehearsal import Rehearser, heaviest, is_larger
 from luthier.engine.schedule import learning_rate_at
-from luthier.engine.state import RunState, TrainResult
+from luthier.engine.state import Rehearsal, RunState, TrainResult, Waste
 from luthier.engine.step import NonFinite, StepFigures, train_step
 from luthier.engine.trackers import Trackers
 from luthier.errors import Interrupted, TrainError
@@ -56,18 +69,25 @@ def train(
     guard: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    profiler: StepProfiler | None = None,
+    rehearse: bool = True,
+    began: float | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains every parameter of `model` that requires a gradient and leaves the best checkpoint's weights in it.
 
     model: a PackedModel (`hidden(batch)`, `head(hidden)`). plan_epoch/make_batch: see `inputs.py`. `run_dir` gets
     `metrics.jsonl`, `checkpoints/` and `trackers/`; a run found there is gone on with, exactly. guard: digests of
     what must not change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between
-    steps: true = finish the step, save, raise Interrupted. Raises TrainError for nothing to train, for a changed
-    guard and for non-finite numbers.
+    steps: true = finish the step, save, raise Interrupted. rehearse: see `rehearsal.py`; it changes no result. began:
+    time.perf_counter() when this session's work began, for the start-up time. notice: is told what the user should know
+    (default: a logged warning). Raises TrainError for nothing to train,
+    for a changed guard, for non-finite numbers and for a single row that does not fit in memory.
     """
     run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
-    run.on_eval, run.make_sampler, run.progress = on_eval, make_sampler, progress
-    return run.go()
+    run.on_eval, run.make_sampler, run.progress, run.profiler = on_eval, make_sampler, progress, profiler
+    run.began, run.notice = run.began if began is None else began, notice or log.warning
+    return run.go(rehearse=rehearse)
 
 
 class _Run:
@@ -76,6 +96,10 @@ class _Run:
     on_eval: OnEval | None = None
     make_sampler: Callable[[], Sampler] | None = None
     progress: Progress | None = None
+    profiler: StepProfiler | None = None
+    notice: Callable[[str], None]
+    rehearsal: Rehearsal | None = None
+    startup_s: float | None = None
 
     def __init__(
         self,
@@ -90,6 +114,7 @@ class _Run:
         guard: Mapping[str, Any],
         stop: Callable[[], bool] | None,
     ) -> None:
+        self.began, self.wall_before_s = time.perf_counter(), 0.0
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise TrainError("no parameter of the model is trainable", hint="apply an adapter before training")
@@ -110,6 +135,7 @@ class _Run:
         self.optimizer = make_adamw(self.parameters, spec)
         self.state = RunState()
         self.saved_step = -1
+        self.peak = PeakMemory(self.device)
 
     def _whole_guard(self, guard: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.spec.model_dump(mode="json", exclude=_FREE_SETTINGS)
@@ -122,15 +148,20 @@ class _Run:
         }
         return json.loads(json.dumps(whole))  # as a checkpoint gives it back: tuples are lists
 
-    def go(self) -> TrainResult:
+    def go(self, *, rehearse: bool) -> TrainResult:
         """Runs to the end, to an early stop, or to an interruption."""
         self._start()
+        self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
         trackers = Trackers(self.spec.trackers, self.run_dir, self.spec.model_dump(mode="json"))
         self.model.train()
         try:
+            if rehearse and not self._is_over():
+                self._rehearse()
             self._walk(trackers)
         finally:
             trackers.finish()
+            if self.profiler is not None:
+                self.profiler.close()
             self.model.eval()
         return self._finish()
 
@@ -147,6 +178,7 @@ class _Run:
         load_moments(self.optimizer, self.parameters, found.moments)
         checkpoint.restore_generators(found)
         self.state, self.saved_step = found.state, found.state.step
+        self.wall_before_s = found.state.wall_s
         self.metrics.truncate_after(self.state.step)
         log.info("going on from step %d of %d (%s)", self.state.step, self.plan.total_steps, found.folder)
 
@@ -155,6 +187,27 @@ class _Run:
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
 
+    def _rehearse(self) -> None:
+        """The heaviest micro-batch of training, and of the dev split if that is larger: once, without a trace."""
+        before_s, began, limit = self.state.recompute_s, time.perf_counter(), self.state.max_tokens
+        rehearser = Rehearser(self.model, self.loss, self.parameters, self.optimizer)
+        micro = heaviest(self.train_set, self.plan.fullest, self.make_batch)
+        self.rehearsal = self.attempts.run(
+            lambda max_tokens: rehearser.rehearse(self.train_set, micro, self.make_batch, self.peak, max_tokens)
+        )
+        if self.rehearsal is not None and self.state.max_tokens != limit:
+            self.state.max_tokens = self.rehearsal.num_tokens  # nothing larger than what has been seen to fit
+        if self.dev_set is not None:
+            candidates = fullest(self.dev_batches, row_lengths(self.dev_set), NUM_FULLEST)
+            micro = heaviest(self.dev_set, candidates, self.make_batch)
+            # One that is no larger than what has been rehearsed needs no rehearsal: it runs without gradients.
+            if is_larger(self.make_batch([self.dev_set[index] for index in micro]), self.rehearsal):
+                self._dev_loss([micro], lambda: False)
+        self.state.recompute_s = before_s + time.perf_counter() - began
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.plan.total_steps or self._patience_is_over()
+
     def _walk(self, trackers: Trackers) -> None:
         state = self.state
         if state.eval_due:
@@ -162,11 +215,19 @@ class _Run:
             self.saved_step = -1  # write this step's checkpoint again: now with its evaluation
             self._save()
         for planned in self.plan.steps_from(state.epoch, state.index):
-            if state.step >= self.plan.total_steps or self._patience_is_over():
+            if self._is_over():
                 return
-            began = time.perf_counter()
+            if self.startup_s is None:
+                self.startup_s = time.perf_counter() - self.began
+            if self.profiler is not None:
+                self.profiler.begin()
+            began = self.attempts.clock_s()
             figures = self._take(planned)
-            self._account(planned, figures, time.perf_counter() - began)
+            took_s = self.attempts.clock_s() - began
+            if self.profiler is not None:
+                held = held_bytes(self.model, self.parameters.values(), self.optimizer)
+                self.profiler.end(figures, took_s, held, self.peak.peak_bytes)
+            self._account(planned, figures, took_s)
             self._log_step(figures, trackers)
             last = planned.ends_epoch or state.step == self.plan.total_steps
             if self.dev_set is not None and (last or _due(self.spec.eval_steps, state.step)):
@@ -177,14 +238,18 @@ class _Run:
                 self._interrupt()
 
     def _take(self, planned: PlannedStep) -> StepFigures:
-        batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device)
         rate = learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
         parameters = list(self.parameters.values())
-        try:
+
+        def window(max_tokens: int | None) -> StepFigures:
+            batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device, max_tokens)
             return train_step(
                 self.model, self.loss, parameters, self.optimizer, batches,
                 step=self.state.step + 1, learning_rate=rate, spec=self.spec,
             )  # fmt: skip
+
+        try:
+            return self.attempts.run(window)
         except NonFinite as error:
             record = {"step": self.state.step + 1, "message": str(error), "row_ids": error.row_ids}
             write_atomic(self.run_dir / "nonfinite.json", json.dumps(record, indent=1) + "\n")
@@ -196,6 +261,8 @@ class _Run:
         state.epoch, state.index = (planned.epoch + 1, 0) if planned.ends_epoch else (planned.epoch, planned.index + 1)
         state.num_tokens += figures.num_tokens
         state.num_trained += figures.num_trained
+        state.num_padding += figures.num_padding
+        state.num_row_tokens += sum(self.plan.lengths[row] for micro in planned.micro_batches for row in micro)
         state.window_loss_sum += figures.loss * figures.num_trained
         state.window_trained += figures.num_trained
         state.seconds += took_s
@@ -226,17 +293,27 @@ class _Run:
         self.metrics.append({"kind": kind, "step": self.state.step, "epoch": epoch, **record})
         trackers.log({f"{kind}/{name}": value for name, value in record.items()}, self.state.step)
 
-    def _evaluate(self, trackers: Trackers) -> None:
-        state, began = self.state, time.perf_counter()
+    def _dev_loss(self, micro_batches: Sequence[Sequence[int]], stop: Callable[[], bool]) -> float | None:
         assert self.dev_set is not None
-        mean = dev_loss(self.model, self.loss, self.dev_set, self.dev_batches, self.make_batch, self.device, self.stop)
+        rows = self.dev_set
+        return self.attempts.run(
+            lambda limit: dev_loss(
+                self.model, self.loss, rows, micro_batches, self.make_batch, self.device, stop, limit
+            )
+        )
+
+    def _evaluate(self, trackers: Trackers) -> None:
+        state, began = self.state, self.attempts.clock_s()
+        mean = self._dev_loss(self.dev_batches, self.stop)
         if mean is None:
             state.eval_due = True
             self._interrupt()
             return
         record = {"loss": mean, **self._task_metrics()}
         state.eval_due = False
-        state.seconds += time.perf_counter() - began
+        took_s = self.attempts.clock_s() - began
+        state.seconds += took_s
+        state.evaluation_s += took_s
         state.history.append({"step": state.step, **record})
         self._write("dev", record, trackers)
         value = self._value_of(record)
@@ -268,6 +345,7 @@ class _Run:
         return patience is not None and self.state.bad_evals >= patience
 
     def _save(self) -> None:
+        self.state.wall_s = self.wall_before_s + time.perf_counter() - self.began
         if self.saved_step == self.state.step:
             return
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
@@ -302,7 +380,11 @@ class _Run:
             tokens=state.num_tokens,
             trained_tokens=state.num_trained,
             seconds=state.seconds,
-            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_bytes=self.peak.overall_bytes,
+            startup_s=self.startup_s,
+            rehearsal=self.rehearsal,
+            max_tokens=state.max_tokens,
+            waste=Waste.of(state, best_step),
             history=tuple(state.history),
         )
 

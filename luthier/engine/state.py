@@ -15,8 +15,10 @@ class RunState:
     step: optimizer steps done. epoch/index: the next step to take. window_*: figures since the last logged line.
     best_value: the chosen dev figure, higher is better (a loss is stored negated). bad_evals: evaluations since the
     best one.
-    eval_due: an evaluation that was cut off by a stop and runs first on resume. seconds: training and evaluation, all
-    sessions.
+    eval_due: an evaluation that was cut off by a stop and runs first on resume. max_tokens: micro-batches of more are
+    split, since they did not fit in memory. num_tokens: positions that ran through the model; num_row_tokens: tokens of
+    the rows (more, where rows share a prefix). Seconds are of all sessions: `seconds` steps and evaluation;
+    evaluation_s evaluation alone; recompute_s rehearsals and attempts that ran out of memory; wall_s everything.
     """
 
     step: int = 0
@@ -24,6 +26,9 @@ class RunState:
     index: int = 0
     num_tokens: int = 0
     num_trained: int = 0
+    num_row_tokens: int = 0
+    num_padding: int = 0
+    max_tokens: int | None = None
     window_loss_sum: float = 0.0
     window_trained: int = 0
     best_step: int | None = None
@@ -31,11 +36,65 @@ class RunState:
     bad_evals: int = 0
     eval_due: bool = False
     seconds: float = 0.0
+    evaluation_s: float = 0.0
+    recompute_s: float = 0.0
+    wall_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-able copy."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the heaviest planned micro-batch took: forward, backward and an update that was rolled back.
+
+    num_kept: positions at which the head ran. peak_bytes: the most memory held; grown_bytes: of that, beyond what was
+    held before the first attempt.
+    """
+
+    num_tokens: int
+    num_kept: int
+    peak_bytes: int
+    grown_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What a run computed or waited for without learning from it, over all sessions.
+
+    padding_tokens: positions computed that belong to no document. shared_tokens: tokens of rows that were not computed
+    again because a shared prefix had them. recompute_s: rehearsals, and windows done again after they ran out of
+    memory. after_best_steps/_s: steps after the best checkpoint, and their time. evaluation_s: dev loss and task
+    metrics. idle_s: wall_s less steps, evaluation and recompute: start-up, saving, logging.
+    """
+
+    padding_tokens: int
+    shared_tokens: int
+    recompute_s: float
+    after_best_steps: int
+    after_best_s: float
+    evaluation_s: float
+    idle_s: float
+    wall_s: float
+
+    @staticmethod
+    def of(state: RunState, best_step: int) -> Waste:
+        """The figures of a finished run."""
+        after_best = state.step - best_step
+        step_s = (state.seconds - state.evaluation_s) / max(1, state.step)
+        return Waste(
+            padding_tokens=state.num_padding,
+            shared_tokens=state.num_row_tokens - (state.num_tokens - state.num_padding),
+            recompute_s=state.recompute_s,
+            after_best_steps=after_best,
+            after_best_s=after_best * step_s,
+            evaluation_s=state.evaluation_s,
+            idle_s=max(0.0, state.wall_s - state.seconds - state.recompute_s),
+            wall_s=state.wall_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +104,9 @@ class TrainResult:
     status: completed, or early_stopped. best_metric: the dev figure named by train.metric_for_best, None without a
     dev split.
     tokens: all tokens seen; trained_tokens: those that carried loss. seconds: over all sessions of the run.
-    peak_bytes: largest resident memory of this process. history: one record per evaluation.
+    peak_bytes: the most memory this process held (GPU: that torch allocated). startup_s: from `began` to the first step
+    of the last session that took one. rehearsal: what the heaviest batch took, None when there was none. max_tokens:
+    larger micro-batches were split. history: one record per evaluation.
     """
 
     status: Literal["completed", "early_stopped"]
@@ -58,4 +119,8 @@ class TrainResult:
     trained_tokens: int
     seconds: float
     peak_bytes: int
+    startup_s: float | None
+    rehearsal: Rehearsal | None
+    max_tokens: int | None
+    waste: Waste
     history: tuple[dict[str, float], ...]

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from luthier.config.train import TrainSpec
+from luthier.engine.head_loss import head_loss_sum
+from luthier.engine.memory import out_of_memory_as
 from luthier.engine.optimizers import set_rate
 from luthier.errors import TrainError
 from luthier.losses.registry import LossSum
@@ -25,12 +27,15 @@ _ROWS_SHOWN = 20
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What one step saw. loss: nats per trained token. grad_norm: before clipping."""
+    """What one step saw. loss: nats per trained token. grad_norm: before clipping. num_tokens: all positions that ran
+    through the model; num_padding: those of them that belong to no document.
+    """
 
     loss: float
     grad_norm: float
     num_tokens: int
     num_trained: int
+    num_padding: int
 
 
 class NonFinite(TrainError):
@@ -43,7 +48,15 @@ class NonFinite(TrainError):
 
 def batch_loss_sum(model: nn.Module, loss: LossSum, batch: Batch) -> torch.Tensor:
     """Sum of the losses of the trained tokens of `batch`; the head runs at those positions only."""
-    return loss(model.head(model.hidden(batch)), batch.targets_K)  # type: ignore[operator]
+    return head_loss_sum(model, loss, model.hidden(batch), batch.targets_K)  # type: ignore[operator]
+
+
+def backward_of(model: nn.Module, loss: LossSum, batch: Batch, num_trained: int) -> torch.Tensor:
+    """Adds the gradients of one micro-batch, divided by the step's trained tokens; returns its loss sum, detached."""
+    with out_of_memory_as(f"a micro-batch of {len(batch.ids_T)} tokens", batch.row_ids, len(batch.ids_T)):
+        loss_sum = batch_loss_sum(model, loss, batch)
+        (loss_sum / num_trained).backward()
+        return loss_sum.detach()
 
 
 def train_step(
@@ -59,23 +72,21 @@ def train_step(
 ) -> StepFigures:
     """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors.
 
-    Raises NonFinite before any weight moves when the loss or the gradient norm is not finite, TrainError when no
-    token of the step carries loss.
+    Raises NonFinite before any weight moves when the loss or the gradient norm is not finite, OutOfMemory (no weight
+    moved; the gradients are void) naming the micro-batch that did not fit, TrainError when no token carries loss.
     """
     num_trained = sum(batch.num_trained for batch in batches)
     row_ids = tuple(row_id for batch in batches for row_id in batch.row_ids)
     if not num_trained:
         raise TrainError(
-            f"step {step}: no token carries loss in rows {_shown(row_ids)}",
+            f"step {step}: no token carries loss in rows {shown_rows(row_ids)}",
             hint="look at these rows with `luthier mask`; the answer may be empty",
         )
     optimizer.zero_grad(set_to_none=True)
     sums = []
     for batch in batches:
         if batch.num_trained:
-            loss_sum = batch_loss_sum(model, loss, batch)
-            (loss_sum / num_trained).backward()
-            sums.append((loss_sum.detach(), batch.row_ids))
+            sums.append((backward_of(model, loss, batch, num_trained), batch.row_ids))
     # The one wait for the device in a step: the guard must know before the weights move.
     values = [(value.item(), ids) for value, ids in sums]
     total = sum(value for value, _ in values) / num_trained
@@ -90,18 +101,22 @@ def train_step(
     if spec.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, spec.max_grad_norm, norm)
     set_rate(optimizer, learning_rate)
-    optimizer.step()
-    return StepFigures(total, grad_norm, sum(len(batch.ids_T) for batch in batches), num_trained)
+    with out_of_memory_as("the optimizer's state"):
+        optimizer.step()
+    num_tokens = sum(len(batch.ids_T) for batch in batches)
+    num_padding = num_tokens - sum(int(batch.cu_seqlens[-1]) for batch in batches)
+    return StepFigures(total, grad_norm, num_tokens, num_trained, num_padding)
 
 
 def _non_finite(what: str, value: float, step: int, row_ids: tuple[str, ...]) -> NonFinite:
     return NonFinite(
-        f"step {step}: {what} is {value}; no update was made. Rows: {_shown(row_ids)}",
+        f"step {step}: {what} is {value}; no update was made. Rows: {shown_rows(row_ids)}",
         row_ids,
         hint="look at these rows, lower train.learning_rate, or train in float32; the last checkpoint is sound",
     )
 
 
-def _shown(row_ids: tuple[str, ...]) -> str:
+def shown_rows(row_ids: tuple[str, ...]) -> str:
+    """The first few of them, and how many more there are."""
     more = len(row_ids) - _ROWS_SHOWN
     return ", ".join(row_ids[:_ROWS_SHOWN]) + (f" and {more} more" if more > 0 else "")

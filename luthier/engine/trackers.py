@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 Scalar = int | float | str | bool
 
@@ -39,6 +40,8 @@ class Trackers:
 
 
 def _open(name: str, run_dir: Path) -> GeneralTracker:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # costs start-up time, and few runs track anything
+
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise ConfigError(f"train.trackers: {name!r} is not a tracker", hint=f"known are {known}")

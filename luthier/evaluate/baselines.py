@@ -157,7 +157,7 @@ def fit_logistic(x: sparse.csr_matrix, labels: Sequence[str], penalty: float) ->
     index = {label: i for i, label in enumerate(classes)}
     target = np.zeros((len(labels), len(classes)))
     target[np.arange(len(labels)), [index[label] for label in labels]] = 1
-    shape = (x.shape[1] + 1, len(classes))
+    shape = (x.get_shape()[1] + 1, len(classes))
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(shape)

@@ -27,6 +27,7 @@ import numpy as np
 from luthier.evaluate.perplexity import Document
 from luthier.evaluate.policy import Policy
 from luthier.evaluate.samples import Question, Sample, Samples
+from luthier.graders.grader import Grader, lists_of, numbers_of
 from luthier.graders.registry import grader
 from luthier.stats.intervals import lower_rate, upper_rate
 from luthier.stats.paired import Comparison, compare, compare_corpus
@@ -83,20 +84,15 @@ def missing(gate_id: str, why: str, *, metric: str = "") -> Gate:
     return Gate(gate_id, "FAIL", f"evidence is missing: {why}", metric=metric, next_action="evaluate again")
 
 
-def _item_problem(samples: dict[str, Sample], questions: Sequence[Question], metric: str, arm: str) -> str:
+def _item_problem(samples: dict[str, Sample], questions: Sequence[Question], metric: Grader, arm: str) -> str:
     """Why the scores of one arm cannot be used, or ''."""
     if not questions:
         return "there is no test case"
     for question in questions:
         if question.id not in samples:
             return f"the {arm} arm has no answer to case {question.id[:12]}"
-        item = samples[question.id].scores.get(metric)
-        values = item if isinstance(item, list) else [item]
-        strings_allowed = isinstance(item, list)
-        for value in values:
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number and not (strings_allowed and isinstance(value, str)):
-                return f"the {arm} arm has no finite {metric} for case {question.id[:12]}"
+        if not metric.fits(samples[question.id].scores.get(metric.name)):
+            return f"the {arm} arm has no finite {metric.name} for case {question.id[:12]}"
     return ""
 
 
@@ -105,17 +101,18 @@ def superiority_gate(gate_id: str, treated: str, control: str, samples: Samples,
     questions, metric = samples.asked(), grader(policy.metric)
     sides = {arm: samples.of(arm) for arm in (treated, control)}
     for arm, answers in sides.items():
-        if why := _item_problem(answers, questions, metric.name, arm):
+        if why := _item_problem(answers, questions, metric, arm):
             return missing(gate_id, why, metric=metric.name)
     items = {
         arm: [answers[question.id].scores[metric.name] for question in questions] for arm, answers in sides.items()
     }
     groups = [question.group for question in questions]
     if metric.stats is not None and metric.score is not None:
-        stats = [metric.stats(items[arm]) for arm in (treated, control)]
-        result = compare_corpus(*stats, metric.score, groups, alpha=policy.level)
+        treated_NK, control_NK = (metric.stats(lists_of(items[arm])) for arm in (treated, control))
+        result = compare_corpus(treated_NK, control_NK, metric.score, groups, alpha=policy.level)
     else:
-        result = compare(items[treated], items[control], groups, binary=metric.kind == "binary", alpha=policy.level)
+        t, c = (numbers_of(items[arm]) for arm in (treated, control))
+        result = compare(t, c, groups, binary=metric.kind == "binary", alpha=policy.level)
     status, reason, n_needed = judge_superiority(result, policy)
     return Gate(
         id=gate_id,

@@ -249,8 +249,9 @@ def _flips(verdict: Verdict, samples: Samples) -> list[Part]:
     if GRADERS[name].kind == "corpus":
         return []
     sides = (samples.of("prompt"), samples.of("tuned"))
-    questions = [q for q in samples.asked() if all(q.id in side and _is_number(side[q.id], name) for side in sides)]
-    gaps = {q.id: sides[1][q.id].scores[name] - sides[0][q.id].scores[name] for q in questions}
+    numbers = [{i: n for i, s in side.items() if (n := _number(s, name)) is not None} for side in sides]
+    questions = [q for q in samples.asked() if all(q.id in side for side in numbers)]
+    gaps = {q.id: numbers[1][q.id] - numbers[0][q.id] for q in questions}
     made = []
     for title, sign in (("Won by the tune (tuned right, prompt wrong)", 1), ("Lost by the tune", -1)):
         flipped = [q for q in questions if gaps[q.id] * sign > 0]
@@ -265,8 +266,9 @@ def _flips(verdict: Verdict, samples: Samples) -> list[Part]:
     return made
 
 
-def _is_number(sample: Sample, metric: str) -> bool:
-    return isinstance(sample.scores.get(metric), (int, float))
+def _number(sample: Sample, metric: str) -> float | None:
+    item = sample.scores.get(metric)
+    return item if isinstance(item, (int, float)) else None
 
 
 def _broken_formats(samples: Samples) -> Part | None:

@@ -103,6 +103,8 @@ def read_samples(path: Path) -> Samples:
         raise EvaluateError(
             f"cannot read {path}: {error.strerror}", hint="give the samples.jsonl of an evaluation"
         ) from error
+    if not raw.strip():
+        raise EvaluateError(f"{path}: the file is empty", hint="give the samples.jsonl of an evaluation")
     lines = raw.decode("utf-8", errors="replace").split("\n")[:-1]
     header: dict[str, Any] = {}
     kinds: dict[str, list[Any]] = {"case": [], "sample": [], "document": []}

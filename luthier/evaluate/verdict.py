@@ -154,7 +154,8 @@ def _metrics(samples: Samples, policy: Policy) -> dict[str, dict[str, float | No
     for name in (policy.metric, *policy.metrics):
         figures[name] = {}
         for arm in ARMS:
-            items = [sample.scores.get(name) for sample in samples.of(arm).values()]
-            complete = bool(items) and None not in items
-            figures[name][arm] = rounded(grader(name).figure(items)) if complete else None
+            answers, metric = samples.of(arm), grader(name)
+            items = [i for sample in answers.values() if metric.fits(i := sample.scores.get(name))]
+            complete = 0 < len(items) == len(answers)
+            figures[name][arm] = rounded(metric.figure(items)) if complete else None
     return figures

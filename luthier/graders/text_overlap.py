@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 _ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 _BLEU = BLEU(effective_order=True)

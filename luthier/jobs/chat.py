@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.bases.resolve import resolve_base
-from luthier.config.load import load_project
+from luthier.config.load import Project, load_project
 from luthier.errors import ArtifactError, ConfigError
+from luthier.jobs import console
+from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
+from luthier.jobs.prepare import prepare_stage
+from luthier.jobs.stage import NotBuilt
+from luthier.jobs.train import train_stage
 from luthier.models.sampler import LocalSampler
 from luthier.types import Message
 
@@ -28,7 +34,7 @@ def chat(
         project = load_project(config, overrides)
         opened, system = open_base(project), project.spec.data.system
         if not base:
-            opened = open_folder(resolve_base(str(_newest_build(project.output_dir))))
+            opened = open_folder(resolve_base(str(_build_of(project, opened))))
     sampler = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=1)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     if message is not None:
@@ -39,13 +45,21 @@ def chat(
         history.append({"role": "assistant", "content": _answer(sampler, opened, history, max_new_tokens)})
 
 
-def _newest_build(output_dir: Path) -> Path:
-    builds = sorted(output_dir.glob("build-*/merged"), key=lambda path: path.stat().st_mtime)
-    if not builds:
+def _build_of(project: Project, opened: OpenBase) -> Path:
+    """The merged model of the build that the project file, as it stands, leads to. Raises ArtifactError."""
+    looked_up = replace(project, reuse_only=True)
+    try:
+        with console.silence():
+            prepared = prepare_stage(looked_up, opened)
+            built = build_stage(looked_up, opened, prepared, train_stage(looked_up, opened, prepared))
+    except NotBuilt as missing:
+        older = sorted(project.output_dir.glob("build-*/merged"), key=lambda path: path.stat().st_mtime)
+        other = f"--model {console.shown(older[-1])} for the newest of other settings or data, or " if older else ""
         raise ArtifactError(
-            f"{output_dir}: nothing built yet", hint="luthier run first, or --base for the untuned base"
-        )
-    return builds[-1]
+            f"nothing is built yet for this project as it stands ({missing})",
+            hint=f"luthier run first; {other}--base for the untuned base",
+        ) from None
+    return built.folder / "merged"
 
 
 def _ask() -> str:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from luthier.config.load import Project
+from luthier.config.load import Project, escape_env
 from luthier.config.project import ProjectSpec
 from luthier.config.yaml_file import parse_yaml
 from luthier.jobs import console
@@ -24,6 +24,8 @@ def _scalar(value: Any) -> str:
     """One line of YAML that our loader reads back as `value`."""
     if isinstance(value, list):
         return f"[{', '.join(map(_scalar, value))}]"
+    if isinstance(value, str):
+        value = escape_env(value)
     dump = partial(yaml.safe_dump, default_flow_style=True, width=sys.maxsize, allow_unicode=True)
     text = dump(value).removesuffix("...\n").strip()
     if isinstance(value, str) and ("\n" in text or any(c in value for c in "[]{},") or _read_back(text) != value):
@@ -57,9 +59,9 @@ def show(project: Project) -> None:
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the string written under it in the source of its spec."""
-    body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(model))).body[0].body
+    body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(model))).body[0]
     found = {}
-    for field, doc in pairwise(body):
+    for field, doc in pairwise(body.body if isinstance(body, ast.ClassDef) else ()):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             found[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
     return found
@@ -69,7 +71,7 @@ def keys() -> None:
     """Prints every key with its default and meaning."""
     rows: list[tuple[str, str, str]] = []
 
-    def visit(model: type[BaseModel], prefix: str) -> None:
+    def visit(model: type[BaseModel], prefix: str, whole: BaseModel | None = None) -> None:
         meanings = _meanings(model)
         for name, field in model.model_fields.items():
             candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
@@ -77,9 +79,11 @@ def keys() -> None:
             if inner:
                 if type(None) in candidates:
                     rows.append((prefix + name, "on", f"{inspect.getdoc(inner[0])} null = off."))
-                visit(inner[0], f"{prefix}{name}.")
+                default = field.default if whole is None else getattr(whole, name)
+                visit(inner[0], f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
             else:
-                default = "required" if field.is_required() else _scalar(to_jsonable_python(field.default))
+                value = field.default if whole is None else getattr(whole, name)
+                default = "required" if whole is None and field.is_required() else _scalar(to_jsonable_python(value))
                 rows.append((prefix + name, default, meanings.get(name, "")))
 
     visit(ProjectSpec, "")

@@ -38,10 +38,20 @@ def warn(text: str) -> None:
     line(f"warning: {text}", "yellow")
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, nothing is printed (what is asked for is the answer alone)."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def shown(path: Path) -> str:
-    """A path as the user would type it: relative where it lies below the current folder."""
+    """A path as the user would type it: relative where it lies below the current folder, else absolute."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return os.path.abspath(path) if relative.startswith("..") else relative
 
 
 def duration(seconds: float) -> str:

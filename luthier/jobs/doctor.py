@@ -71,10 +71,10 @@ def _machine() -> list[tuple[str, str, str]]:
 def _speed() -> tuple[str, str, str]:
     """Rate of one fp32 matrix product, in GFLOP/s (2 x 1024^3 operations each)."""
     matrix = torch.randn(1024, 1024)
-    matrix @ matrix
+    torch.mm(matrix, matrix)
     started, repeats = time.perf_counter(), 5
     for _ in range(repeats):
-        matrix @ matrix
+        torch.mm(matrix, matrix)
     rate = repeats * 2 * 1024**3 / (time.perf_counter() - started) / 1e9
     return ("fp32 speed", f"{rate:.0f} GFLOP/s", "ok" if rate > 20 else "slow: is the machine busy?")
 

@@ -25,10 +25,12 @@ from luthier.jobs.sections import report_sections
 from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import train_stage
 from luthier.pages.page import Section
+from luthier.store.publish import digest_file, digest_json
 
 VERSION = 1
 # Beside the project file, not in output_dir: a fresh output folder must not forget who has looked at the test rows.
 LEDGER_SUFFIX = ".ledger.jsonl"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
     folder = adapter or model
     if folder is None or not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder", hint="give the folder of a PEFT adapter or of a model")
-    return Tune(model, adapter, base_digest(file_digests(folder, default_cache_dir())))
+    if adapter is None:
+        return Tune(model, None, base_digest(file_digests(folder, default_cache_dir())))
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"{folder}: no {missing[0]}: not a PEFT adapter folder", hint="is it a model? then --model")
+    return Tune(None, adapter, digest_json({name: digest_file(folder / name) for name in ADAPTER_FILES}))
 
 
 def read_verdict(stage: Stage) -> dict[str, Any]:

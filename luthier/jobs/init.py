@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from luthier.config.load import escape_env
 from luthier.data.formats import Mapping, to_content
 from luthier.data.load import Look, look
 from luthier.data.read import read_records
@@ -47,6 +48,8 @@ def init(files: Sequence[Path], output: Path, *, force: bool) -> None:
     """Writes the project file and says what was seen. Raises ConfigError when `output` stands already."""
     if output.is_dir():
         raise ConfigError(f"{output}: is a directory", hint=f"name the file: -o {output / 'luthier.yaml'}")
+    if output.resolve() in [file.resolve() for file in files]:
+        raise ConfigError(f"{output}: is one of the data files, which would be lost", hint="-o names the project file")
     if output.exists() and not force:
         raise ConfigError(f"{output}: exists already", hint="--force replaces it, -o writes elsewhere")
     for file in files:
@@ -58,7 +61,7 @@ def init(files: Sequence[Path], output: Path, *, force: bool) -> None:
     guess = guess_reading(seen)
     for other in files[1:]:
         _check_alike(files[0], seen, guess, other)
-    text = project_text([os.path.relpath(file, output.parent) for file in files], guess)
+    text = project_text([os.path.relpath(file, output.parent) for file in dict.fromkeys(files)], guess)
     try:
         write_atomic(output, text)
     except OSError as error:
@@ -76,9 +79,15 @@ def _look_far(file: Path) -> Look:
     seen = look(file)
     records = list(islice(read_records(seen.detected, file.name), MAX_LOOK_ROWS))
     rows = tuple(record.value for record in records if record.value is not None)
+    if not records:
+        raise DataError(f"{file}: holds no row", hint="a CSV file needs a line of column names and rows below it")
     if not rows:
-        why = f": {records[0].problem}" if records else ""
-        raise DataError(f"{file}: no row could be read{why}", hint="is it the right file?")
+        hint = "is it the right file?"
+        if records[0].problem.startswith("not UTF-8"):
+            hint = (
+                f"convert it: iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(file.name)} > utf8.{seen.detected.container}"
+            )
+        raise DataError(f"{file}: no row could be read: {records[0].problem}", hint=hint)
     return replace(seen, rows=rows)
 
 
@@ -189,7 +198,7 @@ def _columns(prompt: str, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _yaml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return escape_env(json.dumps(value, ensure_ascii=False))
 
 
 def project_text(files: Sequence[str], guess: Guess) -> str:

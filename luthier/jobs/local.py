@@ -13,6 +13,7 @@ from luthier.bases.resolve import Base, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
 from luthier.config.load import Project
+from luthier.kernels.allocator import keep_freed_memory
 from luthier.models.load import load_model
 from luthier.models.packed import PackedModel
 from luthier.models.sampler import LocalSampler
@@ -41,7 +42,8 @@ def open_folder(base: Base) -> OpenBase:
 
 
 def set_threads(project: Project) -> None:
-    """Applies train.num_threads to this process."""
+    """Applies train.num_threads to this process, and lets it keep the memory that a step frees."""
+    keep_freed_memory()
     if project.spec.train.num_threads is not None:
         torch.set_num_threads(project.spec.train.num_threads)
 

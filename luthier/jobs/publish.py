@@ -7,7 +7,7 @@ from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.evaluate import read_verdict
 from luthier.jobs.local import OpenBase
-from luthier.jobs.stage import Stage, stage_folder, standing
+from luthier.jobs.stage import Stage, alone, stage_folder, standing, warn_of_damage
 from luthier.ship.card import CardFacts
 from luthier.ship.modelfile import write_modelfile
 from luthier.ship.publish import publish
@@ -30,15 +30,18 @@ def publish_stage(
     if found:
         console.headline("publish", f"unchanged, reusing {folder.name}")
         return found
-    console.headline("publish", folder.name)
-    report = publish(
-        folder,
-        artefacts_of(built),
-        adapter=trained.folder / "adapter",
-        facts=_card_facts(project, opened, prepared, trained, verdict),
-        modelfile=lambda file: write_modelfile(file, opened.codec, num_ctx=max(2048, project.spec.train.sequence_len)),
-        inputs=inputs,
-    )
+    with alone(folder):
+        warn_of_damage(folder)
+        console.headline("publish", folder.name)
+        num_ctx = max(2048, project.spec.train.sequence_len)
+        report = publish(
+            folder,
+            artefacts_of(built),
+            adapter=trained.folder / "adapter",
+            facts=_card_facts(project, opened, prepared, trained, verdict),
+            modelfile=lambda file: write_modelfile(file, opened.codec, num_ctx=num_ctx),
+            inputs=inputs,
+        )
     for name, reasons in report.withheld.items():
         console.warn(f"{name} is not published: {'; '.join(reasons)}")
     return standing("published", folder)

@@ -20,15 +20,15 @@ from luthier.jobs.train import train_stage
 STYLES = {"SHIP_TUNE": "green", "SHIP_PROMPT": "cyan", "SHIP_NOTHING": "red", "INCONCLUSIVE": "yellow"}
 
 
-def run(project: Project) -> int:
-    """Runs the whole project; returns the verdict's exit code."""
+def run(project: Project, *, profile: int = 0, began: float | None = None) -> int:
+    """Runs the whole project; returns the verdict's exit code. profile, began: see `train`."""
     started = time.monotonic()
     opened = open_base(project)
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")
 
     prepared = prepare_stage(project, opened)
     check_judgeable(prepared)
-    trained = train_stage(project, opened, prepared)
+    trained = train_stage(project, opened, prepared, profile=profile, began=began)
     built = build_stage(project, opened, prepared, trained)
     judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))
     published = publish_stage(project, opened, prepared, trained, built, judged)

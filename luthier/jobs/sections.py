@@ -8,6 +8,7 @@ import json
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.console import duration
 from luthier.jobs.stage import Stage
+from luthier.jobs.waste import HEADERS, waste_rows
 from luthier.pages.charts import lines
 from luthier.pages.page import Section, paragraph, table, tiles
 from luthier.store.metrics import MetricsLog
@@ -48,7 +49,8 @@ def _training(trained: Stage) -> Section:
         ("peak memory", f"{facts['peak_bytes'] / 2**30:.2f} GiB"),
     ]
     chart = lines({k: v for k, v in curves.items() if v}, x_label="optimizer step", y_label="loss (nats per token)")
-    return Section("Training", tiles(figures) + chart)
+    spent = waste_rows(facts)
+    return Section("Training", tiles(figures) + chart + (table(HEADERS, spent) if spent else ""))
 
 
 def _artefacts(built: Stage) -> Section:

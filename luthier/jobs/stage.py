@@ -15,9 +15,13 @@ from typing import Any
 from luthier.config.load import Project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
-from luthier.store.publish import digest_json, is_published, publishing, read_manifest, sweep
+from luthier.store.publish import digest_json, publishing, read_manifest, sweep, verify_folder
 
 KEY_CHARS = 12
+
+
+class NotBuilt(ArtifactError):
+    """A stage does not stand, and the project was opened with reuse_only."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,41 @@ def _load(name: str, folder: Path, *, reused: bool) -> Stage:
 
 
 def standing(name: str, folder: Path) -> Stage | None:
-    """The finished stage in `folder`, or None when it has to be built."""
-    return _load(name, folder, reused=True) if is_published(folder) else None
+    """The finished stage in `folder`, or None when it has to be built.
+
+    Every file is held against its sha256, so that a later stage reads what was written. Cost: 0.6 s of processor time
+    a GB, and the reading.
+    """
+    return None if _damage(folder) else _load(name, folder, reused=True)
+
+
+def _damage(folder: Path) -> str:
+    """Why the output in `folder` cannot be used, or ''."""
+    try:
+        return next(iter(verify_folder(folder)), "")
+    except ArtifactError as error:
+        return str(error)
 
 
 def run_stage(
     project: Project, name: str, version: int, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 ) -> Stage:
     """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to
-    keep. Raises ArtifactError when another process is building it."""
+    keep. Raises ArtifactError when another process is building it, NotBuilt instead of building with reuse_only."""
     folder = stage_folder(project, name, version, inputs)
     found = standing(name, folder)
+    if project.reuse_only and not found:
+        raise NotBuilt(f"no {name} of these settings and data", hint="luthier run builds it")
     if found:
         console.headline(name, f"unchanged, reusing {folder.name} (took {console.duration(found.took_s)})")
         return found
-    with _alone(folder):
+    with alone(folder):
         found = standing(name, folder)  # another process may just have built it
         if found:
             return found
+        warn_of_damage(folder)
         sweep(project.output_dir)
-        console.headline(name, os.path.relpath(folder))
+        console.headline(name, console.shown(folder))
         started, facts = time.monotonic(), {}
         with publishing(folder, kind=name, inputs=inputs, facts=facts) as temporary:
             facts |= build(temporary)
@@ -77,8 +96,14 @@ def run_stage(
     return _load(name, folder, reused=False)
 
 
+def warn_of_damage(folder: Path) -> None:
+    """Says why an output that lies there is built again."""
+    if folder.exists():
+        console.warn(f"{console.shown(folder)} is built again: {_damage(folder)}")
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Inside, no other process builds `folder`: two would write into one work folder. The lock dies with the process;
     its file is removed at the end, so one that was locked after its removal counts for nothing."""
     path = folder.with_name(f".lock-{folder.name}")

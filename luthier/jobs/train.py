@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,35 +14,46 @@ from typing import Any
 
 from luthier.adapters.lora import apply_lora
 from luthier.adapters.peft_files import save_adapter
+from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
 from luthier.data.pack import epoch_batches, make_batch
 from luthier.data.stored import read_encoded, read_rows
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
-from luthier.errors import TemplateError
+from luthier.errors import BaseModelError, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
+from luthier.jobs.machine import describe, dtype_for, probe_and_keep
 from luthier.jobs.prepare import prepare_stage, schema_of
+from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_profile
+from luthier.jobs.sharing import choose_batches
 from luthier.jobs.stage import Stage, run_stage, stage_folder
+from luthier.jobs.waste import waste_line
 from luthier.losses.registry import LOSSES
-from luthier.models.load import load_model
+from luthier.models.int8 import load_frozen
 from luthier.models.packed import PackedModel
+from luthier.store.publish import write_atomic
+from luthier.types import MachineProfile
 
 VERSION = 1
+_SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 
-def train(project: Project) -> None:
-    """The verb: prepares the data first when that is needed."""
+def train(project: Project, *, profile: int = 0, began: float | None = None) -> None:
+    """The verb: prepares the data first when that is needed. began: time.perf_counter() when the verb was called."""
     opened = open_base(project)
-    train_stage(project, opened, prepare_stage(project, opened))
+    train_stage(project, opened, prepare_stage(project, opened), profile=profile, began=began)
 
 
-def train_stage(project: Project, opened: OpenBase, prepared: Stage) -> Stage:
-    """Trains the adapter (or reuses what stands)."""
-    spec = project.spec
+def train_stage(
+    project: Project, opened: OpenBase, prepared: Stage, *, profile: int = 0, began: float | None = None
+) -> Stage:
+    """Trains the adapter (or reuses what stands). profile: how many steps to profile."""
+    spec, began = project.spec, time.perf_counter() if began is None else began
+    began += 0.0 if prepared.reused else prepared.took_s  # reading and tokenising the data is not start-up
     inputs = {
         "adapter": spec.adapter.model_dump(mode="json"),
         "loss": spec.loss.model_dump(mode="json"),
@@ -49,10 +63,11 @@ def train_stage(project: Project, opened: OpenBase, prepared: Stage) -> Stage:
         "prepared": prepared.digest,
     }
     work = stage_folder(project, "train", VERSION, inputs).with_suffix(".work")
+    session = _Session(project, opened, prepared, work, inputs, profile, began)
 
     def build(folder: Path) -> dict[str, Any]:
         proof = _prove_mask(opened, prepared)
-        result, facts = _train(project, opened, prepared, work, folder / "adapter", inputs)
+        result, facts = _train(session, folder / "adapter")
         for name in ("metrics.jsonl", "trackers", "checkpoints"):
             if (work / name).exists():
                 shutil.move(work / name, folder / name)
@@ -60,13 +75,30 @@ def train_stage(project: Project, opened: OpenBase, prepared: Stage) -> Stage:
         return facts | _figures(result) | {"mask_proof": proof}
 
     stage = run_stage(project, "train", VERSION, inputs, build)
+    if profile and stage.reused:
+        tell_nothing_to_profile(project, stage)
     facts = stage.facts
     console.line(
         f"{facts['steps']} steps, {facts['tokens']:,} tokens ({facts['trained_tokens']:,} trained) in "
         f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, dev loss {facts['dev_loss']}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
+    if spent := waste_line(facts):
+        console.line(f"spent without learning: {spent}")
     return stage
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What one session of training is given. guard: the stage's inputs; work: its folder until it is done."""
+
+    project: Project
+    opened: OpenBase
+    prepared: Stage
+    work: Path
+    guard: dict[str, Any]
+    profile: int
+    began: float
 
 
 def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
@@ -81,35 +113,73 @@ def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
     return proof.as_json()
 
 
-def _train(
-    project: Project, opened: OpenBase, prepared: Stage, work: Path, adapter_folder: Path, guard: dict[str, Any]
-) -> tuple[TrainResult, dict[str, Any]]:
-    spec = project.spec
+def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[str, Any]]:
+    project, opened, prepared, spec = session.project, session.opened, session.prepared, session.project.spec
     set_threads(project)
-    model = load_model(opened.base.folder, dtype=spec.model.dtype)
+    machine = _probe(session)
+    dtype = _dtype_of_run(session, machine)
+    if machine is not None:
+        console.line(describe(machine, dtype))
+    train_set = read_encoded(prepared.folder, "train")
+    sample = make_batch([train_set[index] for index in range(min(_SAMPLE_ROWS, len(train_set)))])
+    model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
     if model.note:
         console.warn(model.note)
     adapted = apply_lora(model, spec.adapter, seed=spec.train.seed)
     share = 100 * adapted.share_trainable
     console.line(f"trainable: {adapted.num_trainable:,} parameters, {share:.2f}% of the model ({spec.adapter.method})")
+    profiler = None
+    if session.profile:
+        folder = session.work.with_name(session.work.stem.replace("train", "profile", 1))
+        profiler = make_profiler(session.profile, folder, model, spec.adapter.lora_r, machine)
+    batch_of = choose_batches(spec, model, train_set)
     with console.progress_bar("training") as progress, _stop_flag() as stop:
         result = train_loop(
             model,
             LOSSES[spec.loss.kind],
             spec.train,
-            train_set=read_encoded(prepared.folder, "train"),
+            train_set=train_set,
             dev_set=read_encoded(prepared.folder, "dev"),
-            make_batch=make_batch,
+            make_batch=batch_of,
             plan_epoch=epoch_batches,
-            run_dir=work,
+            run_dir=session.work,
             on_eval=_task_metrics_on_dev(project, prepared),
             make_sampler=lambda: _sampler(model, opened, project),
-            guard=guard,
+            guard=session.guard,
             progress=progress,
             stop=stop,
+            profiler=profiler,
+            began=session.began,
+            notice=console.warn,
         )
+    if profiler is not None:
+        tell_profile(profiler)
     save_adapter(model, adapter_folder, spec.adapter, opened.base.name)
-    return result, {"num_trainable": adapted.num_trainable, "share_trainable": adapted.share_trainable}
+    return result, {
+        "num_trainable": adapted.num_trainable,
+        "share_trainable": adapted.share_trainable,
+        "dtype": dtype,
+        "machine": None if machine is None else dataclasses.asdict(machine),
+    }
+
+
+def _probe(session: _Session) -> MachineProfile | None:
+    """What this machine does at the base's shapes; None for a base whose config.json names its sizes in other words."""
+    try:
+        shapes = read_shapes(session.opened.base.folder)
+    except BaseModelError as error:
+        console.line(f"this machine is not probed: {error}")
+        return None
+    return probe_and_keep(shapes, session.project.spec.train.num_threads)
+
+
+def _dtype_of_run(session: _Session, machine: MachineProfile | None) -> str:
+    """What model.dtype means for this run. `auto` is decided once: another probe must not change a resumed run."""
+    path, named = session.work / "dtype.json", session.project.spec.model.dtype
+    if not path.exists():
+        unprobed = "float32" if named == "auto" else named
+        write_atomic(path, json.dumps(unprobed if machine is None else dtype_for(session.project, machine)))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _sampler(model: PackedModel, opened: OpenBase, project: Project) -> Any:
@@ -159,5 +229,9 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "trained_tokens": result.trained_tokens,
         "seconds": round(result.seconds, 3),
         "peak_bytes": result.peak_bytes,
+        "startup_s": None if result.startup_s is None else round(result.startup_s, 3),
+        "rehearsal": None if result.rehearsal is None else dataclasses.asdict(result.rehearsal),
+        "max_tokens": result.max_tokens,
+        "waste": dataclasses.asdict(result.waste),
         "history": [dict(record) for record in result.history],
     }

@@ -2,19 +2,21 @@
 
 torch sends float32 products to MKL, and MKL falls back to AVX2 code on processors that are not Intel's. oneDNN, which
 every CPU build of torch carries too, uses their AVX-512. Measured on a Zen 5 core (1271 x 576 x 1536, one thread): MKL
-97-105 GFLOP/s, oneDNN 177 forward and 210-220 backward; equal to rounding. The choice goes by the processor's maker and
-not by timing, so that two sessions of one run compute the same bits. bfloat16 goes to oneDNN anyway.
+97-105 GFLOP/s, oneDNN 177 forward and 210-220 backward; the thin products of a rank-16 update 2.1-3.0x; equal to
+rounding. The choice goes by the processor's maker and not by timing, so that two sessions of one run compute the same
+bits. bfloat16 goes to oneDNN anyway. A `FrozenWeight` may be several layers' weights stacked in one buffer (q, k and v
+read the same input): then one wide product serves them all, and each layer's own weight is a view of its rows.
 Shapes: N tokens, I in_features, O out_features.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # With one or two rows the product is bound by reading the weight, and MKL reads it faster.
 MIN_ROWS = 4
@@ -34,49 +36,64 @@ def _prefers_onednn() -> bool:
 PREFERS_ONEDNN = _prefers_onednn()
 
 
-def _by_onednn(x: Tensor) -> bool:
-    return PREFERS_ONEDNN and x.device.type == "cpu" and x.dtype is torch.float32 and len(x) >= MIN_ROWS
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """oneDNN takes dense operands or their plain transposes; with gaps between rows it falls to a loop 1000x slower."""
+    return (
+        PREFERS_ONEDNN
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and len(x) >= MIN_ROWS
+        and _is_dense(x)
+        and _is_dense(weight)
+    )
 
 
-def times_weight(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or x.t().is_contiguous()
+
+
+def times_weight(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W' + b, (N, O). Not differentiable by itself: its caller writes the gradient."""
-    if _by_onednn(x_NI):
+    if _by_onednn(x_NI, weight_OI):
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return F.linear(x_NI, weight_OI, bias_O)
 
 
 def times_weight_back(dy_NO: Tensor, weight_OI: Tensor) -> Tensor:
     """dy W, (N, I): the gradient of `times_weight` with respect to x."""
-    if _by_onednn(dy_NO):
-        return torch.ops.mkldnn._linear_pointwise(dy_NO, weight_OI.t(), None, "none", [], "")
-    return dy_NO @ weight_OI
+    return times_weight(dy_NO, weight_OI.t()) if _by_onednn(dy_NO, weight_OI) else dy_NO @ weight_OI
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """x W' + b on 2-D x, with a gradient for x alone."""
+class Frozen(Protocol):
+    """A frozen matrix (O, I) in whatever form it is kept, and its two products."""
 
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight_OI)
-        return times_weight(x_NI, weight_OI, bias_O)
+    def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x W' + b, (N, O) in x's dtype."""
+        ...
 
-    @staticmethod
-    def backward(ctx: Any, dy_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return times_weight_back(dy_NO, ctx.saved_tensors[0]), None, None
+    def times_back(self, dy_NO: Tensor) -> Tensor:
+        """dy W, (N, I) in dy's dtype."""
+        ...
 
-
-def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """F.linear of x (..., I), through the fast products wherever weight and bias are frozen."""
-    is_trained = weight_OI.requires_grad or (bias_O is not None and bias_O.requires_grad)
-    if is_trained and torch.is_grad_enabled():
-        return F.linear(x, weight_OI, bias_O)
-    flat_NI = x.reshape(-1, x.shape[-1])
-    return _FrozenLinear.apply(flat_NI, weight_OI, bias_O).view(*x.shape[:-1], weight_OI.shape[0])
+    def rows(self, first: int, last: int) -> Frozen:
+        """The matrix of rows first .. last - 1."""
+        ...
 
 
-class Linear(nn.Linear):
-    """An nn.Linear that takes the fast products while its weight is frozen."""
+class FrozenWeight:
+    """A frozen matrix kept as it is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+    def __init__(self, weight_OI: Tensor) -> None:
+        self.weight_OI = weight_OI
+
+    def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x W' + b, (N, O)."""
+        return times_weight(x_NI, self.weight_OI, bias_O)
+
+    def times_back(self, dy_NO: Tensor) -> Tensor:
+        """dy W, (N, I)."""
+        return times_weight_back(dy_NO, self.weight_OI)
+
+    def rows(self, first: int, last: int) -> FrozenWeight:
+        """A view."""
+        return FrozenWeight(self.weight_OI[first:last])

@@ -8,10 +8,11 @@ Shapes: K trained positions, V vocabulary.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from luthier.kernels.cross_entropy import cross_entropy_sum
 
 
 def sft_loss_sum(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
     """Sum over K of -log p(target), in nats, as a float32 scalar. Half-precision logits are raised to float32 first."""
-    return F.cross_entropy(logits_KV.float(), targets_K, reduction="sum")
+    return cross_entropy_sum(logits_KV, targets_K)

@@ -4,6 +4,10 @@ On a CPU a loop of scaled_dot_product_attention per document beats a block-diago
 FlexAttention cannot do (no CPU backward). Neighbours of equal length go through one call as a batch, without a copy.
 Queries may be pruned to the kept positions (last layer); keys and values may continue a prefix shared by all documents.
 
+A family (models/family.py) is a document that others continue, and these others. On a CPU kernels/shared_prefix.py
+computes it; with soft caps, with a sliding window shorter than a row, and on other devices each child's keys go behind
+a copy of its parent's: the same numbers, slower.
+
 Shape legend: T packed tokens, K kept tokens, H query heads, G key/value heads, C head_dim, L document length,
 P prefix length, S keys in sight.
 """
@@ -13,9 +17,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from luthier.kernels.shared_prefix import Block, Child, attend_shared, plan_blocks
+from luthier.models.family import Family, find_families
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer index, q (K, H, C), k (T, G, C), v (T, G, C)), rotated -> (K, H * C). What a decoder layer is handed."""
@@ -40,40 +48,93 @@ class _Tail:
     high: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of packed tokens: one run, or (with `family`) the runs of all children of the parent just before it.
+
+    tails: the kept rows in it, document by document.
+    """
+
+    runs: list[_Run]
+    tails: list[_Tail]
+    family: Family | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stretch."""
+        return sum(run.count * run.length for run in self.runs)
+
+
 @dataclass
 class PackPlan:
     """Where the documents of one packed batch lie; computed once and shared by all layers.
 
-    keep_K is None when every position is kept.
+    keep_K is None when every position is kept. reach: per document, the tokens of its row in all: a child's own and its
+    parent's; for a parent, those of its longest child.
     """
 
     num_tokens: int
     lengths: list[int]
-    runs: list[_Run]
-    tails: list[_Tail]
+    reach: list[int]
+    parts: list[_Part]
+    families: list[Family]
     keep_K: torch.Tensor | None
     masks: dict[tuple, torch.Tensor | None] = field(default_factory=dict)
+    blocks: dict[tuple[int, bool], list[Block]] = field(default_factory=dict)
 
 
-def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor) -> PackPlan:
-    """PackPlan of document bounds (num_documents + 1,) and ascending kept positions; ValueError on bad bounds."""
+def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor, parents_D: Any = None) -> PackPlan:
+    """PackPlan of document bounds (D + 1,), ascending kept positions and parents (see types.Batch; None = none).
+
+    ValueError on bad bounds, on kept positions that do not ascend, and on parents that find_families refuses.
+    """
     bounds = cu_seqlens.tolist()
     lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
     if not bounds or bounds[0] != 0 or any(length < 1 for length in lengths):
         raise ValueError(f"cu_seqlens must rise from 0 by at least one token a document, got {bounds[:8]}")
-    runs: list[_Run] = []
-    for start, length in zip(bounds[:-1], lengths, strict=True):
-        if runs and runs[-1].length == length:
-            runs[-1] = _Run(runs[-1].start, runs[-1].count + 1, length)
-        else:
-            runs.append(_Run(start, 1, length))
-    num_tokens = bounds[-1]
+    families, num_tokens, reach = find_families(bounds, parents_D), bounds[-1], list(lengths)
+    for family in families:
+        prefix = lengths[family.parent]
+        reach[family.parent : family.stop] = [
+            family.longest, *(prefix + own for own in lengths[family.parent + 1 : family.stop])
+        ]  # fmt: skip
     if len(keep_K) == num_tokens:
-        return PackPlan(num_tokens, lengths, runs, [], None)
+        return PackPlan(num_tokens, lengths, reach, _parts(bounds, [], families), families, None)
     kept = keep_K.tolist()
     if any(b <= a for a, b in itertools.pairwise(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < num_tokens):
         raise ValueError("keep_K must ascend strictly and lie within the packed tokens")
-    return PackPlan(num_tokens, lengths, runs, _tails(bounds, kept), keep_K)
+    parts = _parts(bounds, _tails(bounds, kept), families)
+    return PackPlan(num_tokens, lengths, reach, parts, families, keep_K)
+
+
+def _parts(bounds: list[int], tails: list[_Tail], families: list[Family]) -> list[_Part]:
+    """In packed order; a parent is a part of its own, so that its keys are at hand as one piece."""
+    stretches: list[tuple[list[_Run], Family | None]] = []
+    document = 0
+    for family in families:
+        stretches += [([run], None) for run in _runs(bounds[document : family.parent + 1])]
+        stretches += [([run], None) for run in _runs(bounds[family.parent : family.parent + 2])]
+        stretches.append((_runs(bounds[family.parent + 1 : family.stop + 1]), family))
+        document = family.stop
+    stretches += [([run], None) for run in _runs(bounds[document:])]
+    parts, low = [], 0
+    for runs, family in stretches:
+        stop, high = runs[-1].start + runs[-1].count * runs[-1].length, low
+        while high < len(tails) and tails[high].start < stop:
+            high += 1
+        parts.append(_Part(runs, tails[low:high], family))
+        low = high
+    return parts
+
+
+def _runs(bounds: list[int]) -> list[_Run]:
+    runs: list[_Run] = []
+    for start, stop in itertools.pairwise(bounds):
+        if runs and runs[-1].length == stop - start:
+            runs[-1] = _Run(runs[-1].start, runs[-1].count + 1, stop - start)
+        else:
+            runs.append(_Run(start, 1, stop - start))
+    return runs
 
 
 def _tails(bounds: list[int], kept: list[int]) -> list[_Tail]:
@@ -101,9 +162,16 @@ class Prefix:
         return self.keys[0].shape[1] if self.keys else 0
 
 
+Heads = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values, each (N, G, S, C)."""
+
+
 @dataclass(frozen=True)
 class PackedAttention:
-    """An Attend over the documents of one plan. windows: per layer, tokens in sight with the query's own."""
+    """An Attend over the documents of one plan. windows: per layer, tokens in sight with the query's own.
+
+    prefix: keys and values before every document of the plan (a decode session's); such a plan has no families.
+    """
 
     plan: PackPlan
     windows: tuple[int | None, ...]
@@ -113,41 +181,79 @@ class PackedAttention:
 
     def __call__(self, layer: int, q_KHC: torch.Tensor, k_TGC: torch.Tensor, v_TGC: torch.Tensor) -> torch.Tensor:
         pruned = self.plan.keep_K is not None and len(q_KHC) == len(self.plan.keep_K)
-        outs = self._kept(layer, q_KHC, k_TGC, v_TGC) if pruned else self._all(layer, q_KHC, k_TGC, v_TGC)
-        width = q_KHC.shape[1] * q_KHC.shape[2]
-        flat = [out.transpose(1, 2).reshape(-1, width) for out in outs]
-        if not flat:
-            return q_KHC.reshape(0, width)
-        return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-    def _all(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-        outs = []
-        sizes = [run.count * run.length for run in self.plan.runs]
-        for run, q_run, k_run, v_run in zip(
-            self.plan.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True
+        sizes = [part.num_tokens for part in self.plan.parts]
+        q_sizes = [_num_kept(part) for part in self.plan.parts] if pruned else sizes
+        outs, parent = [], (k_TGC[:0], v_TGC[:0])
+        for part, q, k, v in zip(
+            self.plan.parts, q_KHC.split(q_sizes), k_TGC.split(sizes), v_TGC.split(sizes), strict=True
         ):
-            shape = (run.count, run.length)
-            q_run, k_run, v_run = (x.unflatten(0, shape).transpose(1, 2) for x in (q_run, k_run, v_run))
-            k_run, v_run = self._after_prefix(layer, k_run, v_run)
+            if len(q) and part.family is not None and self._together(layer, part.family, q):
+                blocks = self._blocks(part, pruned)
+                outs.append(attend_shared(q, *parent, k, v, blocks, self.scale).flatten(1))
+            elif len(q):
+                before = self._before(layer) if part.family is None else _batched(*parent)
+                each = self._kept if pruned else self._all
+                outs += [out.transpose(1, 2).flatten(2).flatten(0, 1) for out in each(layer, part, q, k, v, before)]
+            parent = (k, v)
+        if not outs:
+            return q_KHC.reshape(0, q_KHC.shape[1] * q_KHC.shape[2])
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _together(self, layer: int, family: Family, q: torch.Tensor) -> bool:
+        """Whether the kernel applies: whole prefix in every row's sight, a plain softmax, on a CPU."""
+        window = self.windows[layer]
+        return self.soft_cap is None and q.device.type == "cpu" and (window is None or family.longest <= window)
+
+    def _blocks(self, part: _Part, pruned: bool) -> list[Block]:
+        key = (part.runs[0].start, pruned)
+        if key not in self.plan.blocks:
+            self.plan.blocks[key] = plan_blocks(self._children(part, pruned))
+        return self.plan.blocks[key]
+
+    def _children(self, part: _Part, pruned: bool) -> list[Child]:
+        first = part.runs[0].start
+        if not pruned:
+            starts = [(run.start - first + i * run.length, run.length) for run in part.runs for i in range(run.count)]
+            return [Child(start, length, start) for start, length in starts]
+        keep_K, low = self.plan.keep_K.tolist(), part.tails[0].low  # type: ignore[union-attr]
+        return [
+            Child(
+                tail.start - first,
+                tail.sight,
+                tail.low - low,
+                tuple(t - tail.start for t in keep_K[tail.low : tail.high]),
+            )
+            for tail in part.tails
+        ]
+
+    def _before(self, layer: int) -> Heads | None:
+        if self.prefix is None or not self.prefix.length:
+            return None
+        return self.prefix.keys[layer][None], self.prefix.values[layer][None]
+
+    def _all(
+        self, layer: int, part: _Part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Heads | None
+    ) -> list[torch.Tensor]:
+        outs = []
+        sizes = [run.count * run.length for run in part.runs]
+        for run, *pieces in zip(part.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+            q_run, k_run, v_run = (x.unflatten(0, (run.count, run.length)).transpose(1, 2) for x in pieces)
+            k_run, v_run = _after(before, k_run, v_run)
             mask = self._mask(self.windows[layer], run.length, k_run.shape[2])
             outs.append(attend_heads(q_run, k_run, v_run, mask=mask, scale=self.scale, soft_cap=self.soft_cap))
         return outs
 
-    def _kept(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-        outs = []
-        for tail in self.plan.tails:
-            q_doc = q[tail.low : tail.high].transpose(0, 1)[None]
-            k_doc, v_doc = (x[tail.start : tail.start + tail.sight].transpose(0, 1)[None] for x in (k, v))
-            k_doc, v_doc = self._after_prefix(layer, k_doc, v_doc)
+    def _kept(
+        self, layer: int, part: _Part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: Heads | None
+    ) -> list[torch.Tensor]:
+        outs, first = [], part.runs[0].start
+        for tail, q_tail in zip(part.tails, q.split([tail.high - tail.low for tail in part.tails]), strict=True):
+            k_doc, v_doc = _batched(*(x[tail.start - first : tail.start - first + tail.sight] for x in (k, v)))
+            k_doc, v_doc = _after(before, k_doc, v_doc)
             mask = self._tail_mask(self.windows[layer], tail, k_doc.shape[2])
+            q_doc = q_tail.transpose(0, 1)[None]
             outs.append(attend_heads(q_doc, k_doc, v_doc, mask=mask, scale=self.scale, soft_cap=self.soft_cap))
         return outs
-
-    def _after_prefix(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.prefix is None or not self.prefix.length:
-            return k, v
-        before = (x[layer].expand(len(k), -1, -1, -1) for x in (self.prefix.keys, self.prefix.values))
-        return tuple(torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))  # type: ignore[return-value]
 
     def _mask(self, window: int | None, num_queries: int, num_keys: int) -> torch.Tensor | str | None:
         """Which keys the last num_queries positions see; "causal" where the kernel can do without a tensor."""
@@ -172,6 +278,22 @@ class PackedAttention:
         return self.plan.masks[key]
 
 
+def _num_kept(part: _Part) -> int:
+    return part.tails[-1].high - part.tails[0].low if part.tails else 0
+
+
+def _batched(k_SGC: torch.Tensor, v_SGC: torch.Tensor) -> Heads:
+    return k_SGC.transpose(0, 1)[None], v_SGC.transpose(0, 1)[None]
+
+
+def _after(before: Heads | None, k: torch.Tensor, v: torch.Tensor) -> Heads:
+    """Keys and values behind those that every document of the batch continues."""
+    if before is None:
+        return k, v
+    first_k, first_v = (x.expand(len(k), -1, -1, -1) for x in before)
+    return torch.cat([first_k, k], dim=2), torch.cat([first_v, v], dim=2)
+
+
 def _sight(rows: torch.Tensor, num_keys: int, window: int | None) -> torch.Tensor:
     """Boolean (len(rows), num_keys): True where key j <= row and, with a window, j > row - window."""
     keys = torch.arange(num_keys)
@@ -189,6 +311,10 @@ def attend_heads(
     soft_cap: float | None,
 ) -> torch.Tensor:
     """Grouped-query attention, (N, H, L, C). mask: None (all keys), "causal" (L == S) or boolean (L, S)."""
+    if q_NHLC.dtype is not torch.float32 and q_NHLC.device.type == "cpu":
+        # torch's half-precision attention on a CPU is 2-3x slower than its float32 one (and less exact).
+        raised = (x.float() for x in (q_NHLC, k_NGSC, v_NGSC))
+        return attend_heads(*raised, mask=mask, scale=scale, soft_cap=soft_cap).to(q_NHLC.dtype)
     causal = isinstance(mask, str)
     bias = mask.to(q_NHLC.device) if isinstance(mask, torch.Tensor) else None
     if soft_cap is None:

@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from luthier.kernels.frozen_gemm import Linear
+from luthier.kernels.gated import silu_gated
+from luthier.kernels.norm import rms_norm
+from luthier.kernels.projection import Linear, project, why_apart
 from luthier.models.attention import Attend, PackedAttention, PackPlan, plan_pack
+from luthier.models.family import unshared
 from luthier.models.packed import as_ids
 from luthier.models.rope import RopeTable, rotate
 from luthier.models.session import DecoderSession
@@ -41,7 +44,7 @@ class RMSNorm(nn.Module):
         """x (..., size) -> same shape."""
         if self.offset:  # Gemma multiplies in float32, before it rounds to the model's dtype
             return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -60,21 +63,34 @@ class Attention(nn.Module):
             self.v_proj = Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
         self.o_proj = Linear(q_size, spec.hidden_size, bias=spec.o_bias)
 
+    def inputs(self) -> list[nn.Module]:
+        """The layers that read the block's input, in the order of their outputs."""
+        return [self.qkv_proj] if self.fused else [self.q_proj, self.k_proj, self.v_proj]
+
     def forward(self, x_TD: torch.Tensor, rope: Rope, attend: Attend, keep_K: torch.Tensor | None) -> torch.Tensor:
         """(K, D): keys and values of all tokens, queries and output only of the kept ones."""
-        if self.fused:
-            q, k, v = self.qkv_proj(x_TD).split(self.sizes, dim=-1)
+        if keep_K is None or self.fused:
+            q, k, v = project(x_TD, self.inputs()).split(self.sizes, dim=-1)
             q = q if keep_K is None else q[keep_K]
         else:
-            q = self.q_proj(x_TD if keep_K is None else x_TD[keep_K])
-            k, v = self.k_proj(x_TD), self.v_proj(x_TD)
+            q = self.q_proj(x_TD[keep_K])
+            k, v = project(x_TD, [self.k_proj, self.v_proj]).split(self.sizes[1:], dim=-1)
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         cos, sin = rope
         q_cos, q_sin = rope if keep_K is None else (cos[keep_K], sin[keep_K])
         return self.o_proj(attend(self.layer, rotate(q, q_cos, q_sin), rotate(k, cos, sin), v))
 
 
-_ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+def _gelu_gated(both_N2F: torch.Tensor, approximate: str) -> torch.Tensor:
+    gate, up = both_N2F.chunk(2, dim=-1)
+    return F.gelu(gate, approximate=approximate) * up
+
+
+_GATED = {
+    "silu": silu_gated,
+    "gelu": lambda both_N2F: _gelu_gated(both_N2F, "none"),
+    "gelu_tanh": lambda both_N2F: _gelu_gated(both_N2F, "tanh"),
+}
 
 
 class MLP(nn.Module):
@@ -82,7 +98,7 @@ class MLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.act = _ACTIVATIONS[spec.activation]
+        self.gated = _GATED[spec.activation]
         self.fused = spec.fused_projections
         if self.fused:
             self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.ffn_size, bias=spec.mlp_bias)
@@ -91,13 +107,13 @@ class MLP(nn.Module):
             self.up_proj = Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
         self.down_proj = Linear(spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
 
+    def inputs(self) -> list[nn.Module]:
+        """The layers that read the block's input: gate first."""
+        return [self.gate_up_proj] if self.fused else [self.gate_proj, self.up_proj]
+
     def forward(self, x_KD: torch.Tensor) -> torch.Tensor:
         """(K, D) -> (K, D)."""
-        if self.fused:
-            gate, up = self.gate_up_proj(x_KD).chunk(2, dim=-1)
-        else:
-            gate, up = self.gate_proj(x_KD), self.up_proj(x_KD)
-        return self.down_proj(self.act(gate) * up)
+        return self.down_proj(self.gated(project(x_KD, self.inputs())))
 
 
 class Layer(nn.Module):
@@ -142,6 +158,8 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """A causal language model over packed documents. Implements luthier.models.packed.PackedModel."""
 
+    shares_prefixes = True
+
     def __init__(self, spec: DecoderSpec, config: dict[str, Any], note: str = "") -> None:
         super().__init__()
         self.spec, self.config, self.note = spec, config, note
@@ -154,6 +172,20 @@ class Decoder(nn.Module):
         """Makes the head share the embedding's parameter where the spec says so."""
         if self.spec.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def projection_groups(self) -> list[list[nn.Module]]:
+        """The linear layers of every block, those that read the same input together; the head is not among them."""
+        groups: list[list[nn.Module]] = []
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            attention, mlp = layer.self_attn, layer.mlp
+            groups += [attention.inputs(), [attention.o_proj], mlp.inputs(), [mlp.down_proj]]
+        return groups
+
+    def joined_projections(self) -> tuple[int, int, str]:
+        """(groups computed as one product, groups of more than one layer, why the first of the others is not)."""
+        reasons = [why_apart(group) for group in self.projection_groups() if len(group) > 1]
+        return reasons.count(""), len(reasons), next((reason for reason in reasons if reason), "")
 
     @property
     def device(self) -> torch.device:
@@ -168,7 +200,9 @@ class Decoder(nn.Module):
     def hidden(self, batch: Batch) -> torch.Tensor:
         """(K, D) after the final norm at batch.keep_K, in its order."""
         ids_T, positions_T = as_ids(batch.ids_T, self.device), as_ids(batch.positions_T, self.device)
-        plan = plan_pack(torch.as_tensor(batch.cu_seqlens), as_ids(batch.keep_K, self.device))
+        plan = plan_pack(torch.as_tensor(batch.cu_seqlens), as_ids(batch.keep_K, self.device), batch.parents_D)
+        if any(self.length_class(f.shortest) != self.length_class(f.longest) for f in plan.families):
+            return self.hidden(unshared(batch))  # longrope: these rows rotate one and the same prefix differently
         if plan.num_tokens != len(ids_T):
             raise ValueError(f"cu_seqlens ends at {plan.num_tokens}, but there are {len(ids_T)} tokens")
         spec = self.spec
@@ -186,9 +220,9 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     def _packed_rope(self, positions_T: torch.Tensor, plan: PackPlan) -> Rope:
-        """cos and sin per token; with longrope every document goes by its own length, not by its neighbours'."""
-        classes = [self.length_class(length) for length in plan.lengths]
-        longest = max(plan.lengths)
+        """cos and sin per token; with longrope every row goes by its own length, not by its neighbours'."""
+        classes = [self.length_class(length) for length in plan.reach]
+        longest = max(plan.reach)
         cos, sin = self.rope.rows(positions_T, longest, self.dtype, classes[0])
         if len(set(classes)) == 1:
             return cos, sin

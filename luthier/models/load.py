@@ -6,7 +6,6 @@ more than the pages that are touched.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from luthier.bases.folder import weight_files
 from luthier.errors import BaseModelError
+from luthier.kernels.projection import stack_layers
 from luthier.models.decoder import Decoder
-from luthier.models.other import load_other
-from luthier.models.packed import PackedModel
+from luthier.models.other import TransformersModel, load_other
 from luthier.models.spec import DecoderSpec, NotOurs, read_config, spec_from_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,8 +27,8 @@ _RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def load_model(folder: Path | str, *, dtype: str = "float32") -> PackedModel:
-    """The model of a Hugging Face folder, in eval mode. dtype: float32, bfloat16, float16 or "auto" (config.json's).
+def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | TransformersModel:
+    """The model of a Hugging Face folder, in eval mode. dtype: float32, bfloat16, float16, or "auto" (config.json's).
 
     Architectures or settings that the decoder does not know come back as a TransformersModel whose `note` says why.
     Raises BaseModelError when config.json or weights are absent, torn, quantised or do not fit together.
@@ -41,7 +41,8 @@ def load_model(folder: Path | str, *, dtype: str = "float32") -> PackedModel:
         spec = spec_from_config(config)
     except NotOurs as reason:
         return load_other(folder, config, torch_dtype, reason=str(reason))
-    tensors = {name: x.to(torch_dtype) for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
+    # Copied, so that the mapped file is let go of: a stacked or quantised weight must not stand in memory twice.
+    tensors = {name: x.to(torch_dtype, copy=True) for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
     return _assemble(folder, spec, config, tensors).eval()
 
 
@@ -50,28 +51,6 @@ def _dtype_of(config: dict[str, Any], dtype: str) -> torch.dtype:
     if name not in _DTYPES:
         raise BaseModelError(f"dtype {name!r} is not supported", hint=f"choose one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, shards in order of name. Raises BaseModelError when incomplete."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        found = f"only pickled weights ({', '.join(pickled[:3])})" if pickled else "no model.safetensors"
-        raise BaseModelError(f"{folder}: {found}", hint="convert the model to safetensors; pickle is never opened")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BaseModelError(f"{index}: not a safetensors index ({error})", hint="copy the model again") from error
-    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    if outside:
-        raise BaseModelError(f"{index}: {outside[0]!r} is not a plain safetensors file name", hint="do not trust it")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise BaseModelError(f"{folder}: shard missing: {', '.join(missing) or 'all'}", hint="copy the model again")
-    return [folder / name for name in names]
 
 
 def _read(files: list[Path]) -> dict[str, torch.Tensor]:
@@ -107,6 +86,9 @@ def _assemble(folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: 
     _refuse_misfits(folder, wanted, tensors)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie()
+    for group in model.projection_groups():
+        if len(group) > 1:
+            stack_layers(group)  # type: ignore[arg-type]
     return model
 
 

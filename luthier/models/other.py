@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import BaseModelError
+from luthier.models.family import unshared
 from luthier.models.packed import as_ids
 from luthier.types import Batch
 
@@ -48,6 +49,7 @@ def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reas
 class TransformersModel(nn.Module):
     """A transformers causal LM behind luthier.models.packed.PackedModel, one document at a time."""
 
+    shares_prefixes = False
     inner: Any  # the transformers model; nn.Module's attribute typing would call it "Tensor | Module"
 
     def __init__(self, model: nn.Module, config: dict[str, Any], note: str) -> None:
@@ -71,7 +73,8 @@ class TransformersModel(nn.Module):
         return next(self.parameters()).device
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Logits (K, V) at batch.keep_K, in order: what `head` expects."""
+        """Logits (K, V) at batch.keep_K, in order: what `head` expects. A shared prefix is computed for every row."""
+        batch = unshared(batch)
         ids_T, keep_K = as_ids(batch.ids_T, self.device), as_ids(batch.keep_K, self.device)
         bounds = torch.as_tensor(batch.cu_seqlens).tolist()
         logits = []

@@ -34,9 +34,11 @@ class PackedModel(Protocol):
     """A causal language model as luthier uses it; an nn.Module whose parameter names are Hugging Face's.
 
     note: '' or what the user should know (slower path, untied head). config: the folder's config.json.
+    shares_prefixes: whether a batch with parents_D is computed once per prefix (else once per row, same numbers).
     """
 
     note: str
+    shares_prefixes: bool
     config: dict[str, Any]
     training: bool
 

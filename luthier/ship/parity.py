@@ -45,9 +45,12 @@ LogitsFn = Callable[[Sequence[int], Sequence[int]], Any]
 
 
 class Candidate(Protocol):
-    """What an artefact must tell. `name` says who read it, e.g. 'luthier' or 'llama.cpp'."""
+    """What an artefact must tell."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who reads the artefact, e.g. 'luthier' or 'llama.cpp'."""
+        ...
 
     def distances(self, row: ParityRow, reference_AV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(KL in nats, same-top-1 as bool) at every answer position, against reference log-probabilities."""

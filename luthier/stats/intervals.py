@@ -32,7 +32,7 @@ def tango(b: ArrayLike, c: ArrayLike, n: ArrayLike, *, confidence: float = 0.95)
     b, c, n = np.broadcast_arrays(*(np.asarray(x, float) for x in (b, c, n)))
     if (n < 1).any() or (b < 0).any() or (c < 0).any() or (b + c > n).any():
         raise ValueError(f"need 0 <= b, c and b + c <= n, n >= 1; got b={b}, c={c}, n={n}")
-    z = stats.norm.ppf(0.5 + confidence / 2)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
     estimate = (b - c) / n
     return _solve(b, c, n, z, np.full(n.shape, -1.0), estimate), _solve(b, c, n, -z, estimate, np.full(n.shape, 1.0))
 

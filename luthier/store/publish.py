@@ -146,18 +146,6 @@ def verify_folder(folder: Path) -> list[str]:
     return problems
 
 
-def is_published(folder: Path) -> bool:
-    """True when `folder` holds a readable manifest and every file it names has the right size (hashes are not read)."""
-    folder = Path(folder)
-    try:
-        entries = read_manifest(folder)["files"]
-    except ArtifactError:
-        return False
-    return all(
-        (folder / e["name"]).is_file() and (folder / e["name"]).stat().st_size == e["size_bytes"] for e in entries
-    )
-
-
 def sweep(parent: Path) -> None:
     """Removes temporary folders that a killed process of an earlier run left in `parent`."""
     for path in Path(parent).glob(".tmp-*-*"):

@@ -8,11 +8,10 @@ import sys
 import pytest
 
 from luthier.bases import resolve as resolve_module
-from luthier.bases.folder import weight_files
+from luthier.bases.folder import base_digest, file_digests, weight_files
 from luthier.bases.resolve import ALIASES, PackagedModel, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import BaseModelError
-from luthier.models.load import weight_files as files_the_loader_reads
 from tests.bases.tiny_gguf import write_tiny_gguf
 
 PACKAGE = "tiny_gguf_package"
@@ -157,8 +156,20 @@ def test_processes_racing_stay_whole(packaged, tmp_path):
 
 
 def test_the_digest_covers_the_weights_that_are_loaded(tmp_path):
-    """With a whole file and an index side by side, digest and loader must mean the same file."""
+    """With a whole file and an index side by side, the whole file counts; a half copy is no base."""
     (tmp_path / "model.safetensors").write_bytes(b"whole")
     (tmp_path / "part.safetensors").write_bytes(b"part")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part.safetensors"}}')
-    assert weight_files(tmp_path) == files_the_loader_reads(tmp_path) == [tmp_path / "model.safetensors"]
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    whole = base_digest(file_digests(tmp_path, tmp_path / "cache"))
+    (tmp_path / "part.safetensors").write_bytes(b"else")
+    assert base_digest(file_digests(tmp_path, tmp_path / "cache")) == whole
+    (tmp_path / "model.safetensors").unlink()
+    assert weight_files(tmp_path) == [tmp_path / "part.safetensors"]
+    assert base_digest(file_digests(tmp_path, tmp_path / "cache")) != whole
+    (tmp_path / "part.safetensors").unlink()
+    with pytest.raises(BaseModelError, match="shard missing"):
+        file_digests(tmp_path, tmp_path / "cache")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    with pytest.raises(BaseModelError, match="not a safetensors index"):
+        weight_files(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from luthier.config.load import known_keys, load_project
+from luthier.config.load import escape_env, known_keys, load_project
 from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
 
@@ -25,6 +25,12 @@ REFUSED = [
     ("train:\n\tnum_epochs: 1\n", (), ":4: not valid YAML", "tabs"),
     ("x: !!python/object/apply:os.system [ls]\n", (), ":3: tag", "plain YAML"),
     ("goal: {owner: !Custom x}\n", (), ":3: tag !Custom", "plain YAML"),
+    ("train: {seed: x}\n", (), ":3: train.seed: expected a whole number, got 'x'", ""),
+    ("train: {learning_rate: fast}\n", (), ":3: train.learning_rate: expected a number, got 'fast'", ""),
+    ("goal: {owner: !!timestamp x}\n", (), ":3: tag", "plain YAML"),
+    ("train: {num_epochs: " + "9" * 5000 + "}\n", (), ":3: not valid YAML: too long", ""),
+    ("adapter: {lora_target_modules: []}\n", (), ":3: adapter.lora_target_modules: no layer is named", ""),
+    ("adapter: {lora_target_modules: [q_proj, '']}\n", (), ":3: adapter.lora_target_modules: no layer is named", ""),
     ("a: &a 1\nb: [" + ",".join(["*a"] * 60) + "]\n", (), "aliases", "write the values out"),
     ("train:\n  learning_rate: -1\n", (), ":4: train.learning_rate", ""),
     ("train:\n  learning_rate: .nan\n", (), ":4: train.learning_rate", ""),
@@ -85,6 +91,14 @@ def test_origins_name_file_line_override_and_default(tmp_path):
 def test_environment_variables_expand(tmp_path, monkeypatch):
     monkeypatch.setenv("LUTHIER_TEST_DATA", "/somewhere")
     assert load(tmp_path, 'data:\n  train: ["${LUTHIER_TEST_DATA}/a.csv"]\n').spec.data.train == ("/somewhere/a.csv",)
+
+
+def test_a_doubled_dollar_keeps_braces_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_TEST_DATA", "x")
+    spec = load(tmp_path, MINIMAL + 'goal: {owner: "$${LUTHIER_TEST_DATA} ${LUTHIER_TEST_DATA} $5"}\n').spec
+    assert spec.goal.owner == "${LUTHIER_TEST_DATA} x $5"
+    again = load(tmp_path, MINIMAL + f"goal: {{owner: {escape_env(spec.goal.owner)!r}}}\n").spec
+    assert again.goal.owner == spec.goal.owner
 
 
 def test_known_keys_are_the_fields_of_the_spec():

@@ -63,7 +63,11 @@ ERRORS = {
     "json array, bad element": ("a.json", b'[{"a": 1},\n{"a": oops}]', "a.json:2"),
     "json array, deep element": ("a.json", b"[" * 100_000, "nested too deep"),
     "json array, then more": ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "more text"),
-    "json object": ("a.json", b'{\n"data": [{"a": 1}]}', "'data'"),
+    "json object of two lists": ("a.json", b'{\n"train": [{"a": 1}], "test": []}', "'train', 'test'"),
+    "json object that is a row": ("a.json", b'{\n"messages": [{"a": 1}]}', "put [ and ] around"),
+    "json object without a list": ("a.json", b'{\n"a": 1}', "without a list"),
+    "json objects, not one a line": ("a.json", b'{\n"data": [{"a": 1}]} {"a": 1}', ".jsonl"),
+    "json object cut off": ("a.json", b'{"data": [\n{"a": 1},', "'data'"),
     "json is csv": ("a.json", b"text,label\na,b\n", ".csv"),
     "csv with duplicate headers": ("a.csv", b"text,label,text\na,b,c\n", "'text'"),
     "csv with unnamed column": ("a.csv", b"text,,label\na,b,c\n", "column 2"),
@@ -149,6 +153,27 @@ def test_utf8_mark_is_dropped(tmp_path, name):
     row = read(write(tmp_path, name, b"\xef\xbb\xbf" + bodies[name]))[0]
     assert row.value and next(iter(row.value)) in ("prompt", "text")
     assert row.line == 1 + (name == "a.csv")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_an_envelope_around_the_rows_is_opened(tmp_path, indent, mark):
+    """{"data": [...]}, as exports write it; every row keeps its own line and bytes."""
+    whole = {"version": "1.0", "data": [PAIR, {**PAIR, "prompt": "ü"}, 3], "meta": {"rows": 2}}
+    path = write(tmp_path, "a.json", mark + json.dumps(whole, indent=indent, ensure_ascii=False).encode())
+    records = read(path)
+    assert [r.value for r in records[:2]] == whole["data"][:2] and "not an object" in records[2].problem
+    for record, row in zip(records, whole["data"], strict=True):
+        piece = path.read_bytes()[record.byte_start : record.byte_start + record.byte_len]
+        assert json.loads(piece) == row
+        assert record.line == 1 + path.read_bytes()[: record.byte_start].count(b"\n")
+
+
+def test_rows_that_have_a_list_of_their_own_stay_rows(tmp_path):
+    row = {"data": [{"n": 1}], **PAIR}
+    lines = "".join(json.dumps(row) + "\n" for _ in range(2)).encode()
+    assert [r.value for r in read(write(tmp_path, "a.json", lines))] == [row, row]
+    assert [r.value for r in read(write(tmp_path, "b.jsonl", lines[: len(lines) // 2]))] == [row]
 
 
 CSV = {

@@ -15,6 +15,7 @@ import pytest
 from luthier.config.data import DataSpec
 from luthier.data.prepare import prepare, read_summary
 from luthier.data.quarantine import read_quarantine, retrieve
+from luthier.data.sources import find_sources
 from luthier.data.split import leaks_between
 from luthier.data.stored import read_encoded, read_rows
 from luthier.errors import ConfigError, DataError, TemplateError
@@ -259,7 +260,37 @@ def test_impossible_settings(tmp_path):
 def test_a_file_without_a_usable_row_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(pairs(texts(60)))
     (tmp_path / "latin.csv").write_bytes("prompt,completion\ncafé,ok\nthé,ok\n".encode("latin-1"))
-    assert run(tmp_path, train=("*.*",)).warnings == ["latin.csv: none of its 2 rows is used (not UTF-8)"]
+    assert "latin.csv: none of its 2 rows is used (not UTF-8)" in run(tmp_path, train=("*.*",)).warnings
+
+
+def test_rows_that_only_repeat_one_another_are_told_as_such(tmp_path):
+    (tmp_path / "a.jsonl").write_text(pairs(texts(1) * 100))
+    with pytest.raises(DataError, match="99 of 100 rows repeat an earlier one"):
+        run(tmp_path)
+
+
+def test_one_answer_to_everything_is_warned_of(tmp_path):
+    some = texts(60)
+    (tmp_path / "a.jsonl").write_text(pairs(some))
+    assert any("same answer, 'ok'" in words for words in run(tmp_path).warnings)
+    (tmp_path / "a.jsonl").write_text(pairs(some[:30]) + pairs(some[30:]).replace('"ok"', '"no"'))
+    assert not any("same answer" in words for words in run(tmp_path).warnings)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in some))
+    assert not any("same answer" in words for words in run(tmp_path).warnings), "plain text has no answers"
+
+
+def test_names_of_files_beside_the_project_are_short_and_do_not_move_with_the_tree(tmp_path):
+    for tree in ("one", "another/and/deeper"):
+        home = tmp_path / tree / "project"
+        home.mkdir(parents=True)
+        (home.parent / "rows.jsonl").write_text(pairs(texts(60)))
+        names = [find_sources((given,), "train", home)[0].name for given in ("../rows.jsonl", "../*.jsonl")]
+        names += [find_sources((f"../project/../{name}",), "train", home)[0].name for name in ("rows.jsonl",)]
+        assert names == ["../rows.jsonl"] * 3
+        absolute = home.parent / "rows.jsonl"
+        assert find_sources((str(absolute),), "train", home)[0].name == str(absolute)
+        with pytest.raises(DataError, match=rf"^{home.parent}/none.jsonl: no such file"):
+            find_sources(("../none.jsonl",), "train", home)
 
 
 def test_plain_text_rows(tmp_path):

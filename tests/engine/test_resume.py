@@ -73,12 +73,13 @@ def test_many_stops_use_each_row_once_an_epoch_and_log_no_step_twice(tmp_path):
         seen.append(tuple(row.row_id for row in chosen))
         return make_batch(chosen)
 
-    total = run(small_model(dropout=0.2), spec, tmp_path / "whole", make_batch=recording, dev_set=None).total_steps
+    handed = {"make_batch": recording, "dev_set": None, "rehearse": False}
+    total = run(small_model(dropout=0.2), spec, tmp_path / "whole", **handed).total_steps
     expected = list(seen)
     seen.clear()
     for step in range(1, total):
-        _interrupted(spec, tmp_path / "cut", step, make_batch=recording, dev_set=None)
-    _final(spec, tmp_path / "cut", make_batch=recording, dev_set=None)
+        _interrupted(spec, tmp_path / "cut", step, **handed)
+    _final(spec, tmp_path / "cut", **handed)
     assert seen == expected
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, total + 1))

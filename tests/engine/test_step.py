@@ -125,7 +125,7 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(tmp_path, where):
     with pytest.raises(TrainError, match=f"step 4: {where} is (nan|inf); no update was made. Rows: row-") as error:
         train(
             model, broken, spec_of(), train_set=rows(24), dev_set=None, make_batch=make_batch, plan_epoch=plan_epoch,
-            run_dir=tmp_path, progress=progress,
+            run_dir=tmp_path, progress=progress, rehearse=False,
         )  # fmt: skip
     assert "last checkpoint is sound" in error.value.hint
     assert same(weights_of(model), weights_at_3)

@@ -244,6 +244,13 @@ def test_nan_survives_the_file_as_missing(tmp_path):
     assert decide(tmp_path / "s.jsonl").verdict == "SHIP_NOTHING"
 
 
+def test_a_score_of_another_metric_s_form_is_no_score(tmp_path):
+    samples = broken(make_samples(rate(0.8), rate(0.1), rate(0.1)), scores={"exact_match": ["yes", "yes"]})
+    write_samples(tmp_path / "s.jsonl", samples)
+    verdict = decide(tmp_path / "s.jsonl")
+    assert verdict.verdict == "SHIP_NOTHING" and None in verdict.metrics["exact_match"].values()
+
+
 def test_torn_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "s.jsonl"
     write_samples(path, make_samples(rate(0.8), rate(0.1), rate(0.1)))
@@ -262,5 +269,8 @@ def test_torn_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(EvaluateError, match=r"s\.jsonl"):
             decide(path)
         assert name
+    path.write_text("")
+    with pytest.raises(EvaluateError, match="is empty"):
+        decide(path)
     with pytest.raises(EvaluateError, match="cannot read"):
         read_samples(tmp_path / "nowhere.jsonl")

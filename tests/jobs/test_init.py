@@ -155,3 +155,31 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path, luthier):
     file = write(tmp_path / "a.csv", LABELLED).rename(tmp_path / "b\udcff.csv")
     with pytest.raises(DataError, match="UTF-8"):
         init(luthier, file)
+
+
+def test_the_data_is_never_overwritten_by_the_project_file(tmp_path, luthier):
+    data = tmp_path / "rows.csv"
+    write(data, [{"text": text(), "label": RNG.choice(["yes", "no"])} for _ in range(30)])
+    before = data.read_bytes()
+    refused = luthier("init", data, "-o", tmp_path / "x" / ".." / "rows.csv", "--force")
+    assert isinstance(refused.exception, ConfigError) and "would be lost" in str(refused.exception)
+    assert data.read_bytes() == before
+
+
+def test_dollars_and_braces_in_the_data_are_not_taken_for_the_environment(tmp_path, luthier):
+    data = tmp_path / "${HOME}.csv"
+    write(data, [{"text": text(), "label": RNG.choice(["${HOME}", "$5"])} for _ in range(30)])
+    assert luthier("init", data, "-o", tmp_path / "luthier.yaml").exit_code == 0
+    spec = load_project(tmp_path / "luthier.yaml").spec
+    assert spec.data.train == ("${HOME}.csv",) and "${HOME}" in spec.data.system
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "hint"),
+    [(b"text,label\n", "holds no row", "column names"), ("text,label\ncafé,a\n".encode("latin-1"), "UTF-8", "iconv")],
+)
+def test_a_file_without_rows_says_what_is_missing(tmp_path, luthier, content, words, hint):
+    (tmp_path / "rows.csv").write_bytes(content)
+    refused = luthier("init", tmp_path / "rows.csv", "-o", tmp_path / "luthier.yaml")
+    assert isinstance(refused.exception, DataError) and words in str(refused.exception)
+    assert hint in refused.exception.hint

@@ -1,5 +1,6 @@
 """The main job through the CLI, with real training: every verdict, reuse, resume, and what a user does wrong."""
 
+import fcntl
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from luthier.adapters.peft_files import load_adapter
-from luthier.errors import Interrupted, LuthierError
+from luthier.errors import ArtifactError, Interrupted, LuthierError
 from luthier.models.load import load_model
 from luthier.ship.parity import model_logits
 from luthier.store.publish import verify_folder
@@ -48,6 +49,7 @@ def test_a_tune_that_earns_it_ships_with_exit_0(shipped):
         assert verify_folder(only(runs, f"{stage}-*")) == []
     assert "SHIP_TUNE" in result.output and "report.html" in result.output
     report = (only(runs, "evaluate-*") / "report.html").read_text()
+    assert "spent without learning" in report and "after the best step" in report
     assert "<svg" in report and not re.search(r'(?:src|href)="https?://', report), "one file, nothing from outside"
 
 
@@ -78,6 +80,21 @@ def test_the_second_run_reuses_every_stage_and_says_so(shipped, luthier):
     result = luthier("run", "-c", path)
     assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 5
     assert sorted(p.name for p in (path.parent / "runs").iterdir()) == before
+
+
+def test_a_damaged_publication_is_written_again_and_one_at_a_time(shipped, luthier):
+    path, _ = shipped
+    published = only(path.parent / "runs", "published-*")
+    card = (published / "README.md").read_text()
+    (published / "README.md").write_text(card[::-1])
+    lock = published.with_name(f".lock-{published.name}")
+    with open(lock, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused = luthier("run", "-c", path)
+        assert isinstance(refused.exception, ArtifactError) and "another luthier" in str(refused.exception)
+    again = luthier("run", "-c", path)
+    assert again.exit_code == 0 and "README.md: content differs" in again.output
+    assert (published / "README.md").read_text() == card and not lock.exists()
 
 
 def test_changing_a_knob_rebuilds_only_what_depends_on_it(shipped, luthier):

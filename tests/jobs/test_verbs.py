@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from luthier.config.load import known_keys, load_project
 from luthier.config.project import ProjectSpec
 from luthier.errors import ArtifactError, ConfigError, DataError, EvaluateError
 from luthier.jobs.config import _meanings
+from luthier.jobs.evaluate import _tune_of_folder
 from tests.jobs.toy import make_texts, write_csv, write_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +45,7 @@ AWKWARD = (
     "goal.rollback_plan='über: \"all\" # that'",
     "goal.success_criteria=['1e3', 'null', 'a, b', '[c]', '']",
     "data.group_by='~'",
+    "goal.owner='$${HOME} $x ${HOME}'",
 )
 
 
@@ -60,6 +64,7 @@ def test_config_keys_lists_every_key_and_every_meaning(luthier):
     listed = {line.split()[0] for line in shown.output.splitlines() if line.strip()}
     leaves = [k for k in known_keys() if not any(other.startswith(f"{k}.") for other in known_keys())]
     assert set(leaves) <= listed and "evaluate.gates.format" in listed
+    assert re.search(r"ship\.thresholds\.int4\.kl +0\.1 ", shown.output) and shown.output.count(" required ") == 1
     assert "None" not in shown.output and "()" not in shown.output, "defaults stand as YAML"
     flat = " ".join(shown.output.split())
     for section in ProjectSpec.model_fields.values():
@@ -92,6 +97,13 @@ def test_a_torn_or_foreign_manifest_means_that_the_stage_is_built_again(project,
         again = luthier("prepare", "-c", project)
         assert again.exit_code == 0 and "unchanged" not in again.output, again.exception
         assert json.loads(manifest.read_text())["files"]
+    rows = manifest.parent / "train.jsonl"
+    damaged = bytearray(whole_rows := rows.read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # same size, other content
+    rows.write_bytes(damaged)
+    again = luthier("prepare", "-c", project)
+    assert "is built again" in again.output and "train.jsonl: content differs" in again.output, again.output
+    assert rows.read_bytes() == whole_rows
     (manifest.parent / "train.jsonl").unlink()
     assert "unchanged" not in luthier("prepare", "-c", project).output
     assert "unchanged" in luthier("prepare", "-c", project).output
@@ -162,9 +174,10 @@ def test_flags_that_contradict_each_other_are_usage_and_come_first(project, tiny
     assert not (project.parent / "runs").exists(), "nothing was done before"
 
 
-def test_a_column_to_stratify_by_must_exist(project, luthier):
-    refused = luthier("prepare", "-c", project, "--set", "data.stratify_by=labl")
-    assert isinstance(refused.exception, DataError) and "labl" in str(refused.exception)
+def test_a_column_to_stratify_or_group_by_must_exist(project, luthier):
+    for key in ("stratify_by", "group_by"):
+        refused = luthier("prepare", "-c", project, "--set", f"data.{key}=labl")
+        assert isinstance(refused.exception, DataError) and f"no column 'labl' of data.{key}" in str(refused.exception)
     assert luthier("prepare", "-c", project, "--set", "data.stratify_by=label").exit_code == 0
 
 
@@ -173,6 +186,7 @@ WORDS = [
     ("data=3", "expected a section"),
     ("data.prompt={text}", "quote it"),
     ("output_dir=", "expected a path"),
+    ("data.format=alpaca", "format alpaca would not be used"),
 ]
 
 
@@ -188,6 +202,34 @@ def test_changed_data_is_prepared_again(project, luthier):
     again = luthier("prepare", "-c", project)
     assert "unchanged" not in again.output and "70 rows read" in again.output
     assert len(list(project.parent.glob("runs/prepare-*"))) == 2
+
+
+def test_chat_speaks_with_the_build_of_the_settings_as_they_are(project, luthier):
+    nothing = luthier("chat", "-c", project, "-m", "hello")
+    assert isinstance(nothing.exception, ArtifactError) and "nothing is built yet" in str(nothing.exception)
+    assert "--base" in nothing.exception.hint and "--model" not in nothing.exception.hint
+    assert not (project.parent / "runs").exists(), "asked, not built"
+    assert luthier("build", "-c", project, *QUICK).exit_code == 0
+    asked = ("chat", "-c", project, "-m", "hello", "--max-new-tokens", "2")
+    other = luthier(*asked)
+    assert isinstance(other.exception, ArtifactError) and "merged for the newest of other" in other.exception.hint
+    answered = luthier(*asked, *QUICK)
+    assert answered.exit_code == 0 and "prepare" not in answered.output and "reusing" not in answered.output
+    assert luthier("build", "-c", project, *QUICK, "--set", "train.learning_rate=1.0").exit_code == 0
+    assert luthier(*asked, *QUICK).output == answered.output, "a newer build of other settings is not taken"
+
+
+def test_an_adapter_is_judged_again_when_its_settings_change(project, tiny_base, luthier):
+    assert luthier("build", "-c", project, *QUICK).exit_code == 0
+    adapter = next(project.parent.glob("runs/train-*")) / "adapter"
+    copy = project.parent / "copy"
+    shutil.copytree(adapter, copy)
+    assert _tune_of_folder(copy, None).digest == _tune_of_folder(adapter, None).digest
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 99}))
+    assert _tune_of_folder(copy, None).digest != _tune_of_folder(adapter, None).digest
+    refused = luthier("evaluate", "-c", project, "--adapter", tiny_base)
+    assert isinstance(refused.exception, ConfigError) and "not a PEFT adapter" in str(refused.exception)
 
 
 def test_decide_refuses_an_output_that_cannot_be_written(project, luthier):

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from luthier.kernels import frozen_gemm
-from luthier.kernels.frozen_gemm import Linear, times_weight, times_weight_back
+from luthier.kernels.frozen_gemm import times_weight, times_weight_back
+from luthier.kernels.projection import Linear
 
 
 @pytest.mark.parametrize("onednn", [False, True])

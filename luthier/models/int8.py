@@ -1,0 +1,69 @@
+"""A loaded float32 decoder -> its projections in 8-bit integers, evened out by what real rows send through them.
+
+Head, embedding and norms stay float32. The float32 weights are dropped layer by layer; what is shipped is merged from
+the base folder, not from here. The same rows give the same integers, so a resumed run computes what it computed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.kernels.projection import Linear, stack_layers
+from luthier.models.decoder import Decoder
+from luthier.models.load import load_model
+from luthier.models.other import TransformersModel
+from luthier.types import Batch
+
+
+def load_frozen(folder: Path, *, dtype: str, sample: Batch) -> Decoder | TransformersModel:
+    """load_model for training, where dtype may be int8 too. sample: a few rows of the run, to even out its channels by.
+
+    A model that cannot be had in int8 comes back in float32, and its `note` says so.
+    """
+    if dtype != "int8":
+        return load_model(folder, dtype=dtype)
+    model = load_model(folder, dtype="float32")
+    if not to_int8(model, sample):
+        model.note = f"{model.note}; int8 needs luthier's own decoder: this runs in float32".lstrip("; ")
+    return model
+
+
+def to_int8(model: nn.Module, batch: Batch) -> bool:
+    """Quantises in place, for good; before adapters are applied. batch: a few rows of the run, numpy or tensors.
+
+    False, and nothing done, for a model that is not luthier's own decoder, that runs in half precision, or whose
+    projections carry something else than plain layers.
+    """
+    if not isinstance(model, Decoder) or model.dtype is not torch.float32:
+        return False
+    groups = model.projection_groups()
+    if not all(type(layer) is Linear for group in groups for layer in group):
+        return False
+    for group, peaks_I in zip(groups, _input_peaks(model, groups, batch), strict=True):
+        stack_layers(group, int8=True, peaks_I=peaks_I)  # type: ignore[arg-type]
+    return True
+
+
+def _input_peaks(model: Decoder, groups: list[list[nn.Module]], batch: Batch) -> list[Tensor]:
+    """Per group: the largest magnitude of each input channel over the batch."""
+    peaks: list[Tensor | None] = [None] * len(groups)
+
+    def watching(place: int) -> Callable[..., None]:
+        def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            peaks[place] = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).abs().amax(dim=0)
+
+        return look
+
+    hooks = [group[0].register_forward_pre_hook(watching(place)) for place, group in enumerate(groups)]
+    try:
+        with torch.no_grad():
+            model.hidden(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [peak for peak in peaks if peak is not None]

@@ -1,0 +1,114 @@
+"""The machines a plan is made for: this one (from the start-up probe, else a stated default) and the price catalogue.
+
+The probe (models/probe.py) leaves `machine.json` in the cache folder, the fields of types.MachineProfile; reading it
+needs no torch. Limits of a container count: a run cannot use more than its control group allows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luthier.bases.resolve import default_cache_dir
+from luthier.errors import ConfigError
+from luthier.types import MachineProfile
+
+GIB = 1 << 30
+PROBE_FILE = "machine.json"
+# Without a probe: a plain AVX2 core. Servers with AVX-512 reach two to four times as much; that is what probing is for.
+DEFAULT_GFLOPS_PER_CORE = {"float32": 50.0, "bfloat16": 50.0, "int8": 100.0}
+DEFAULT_BANDWIDTH_GB_S = 10.0
+_CATALOGUE = Path(__file__).with_name("machines.yaml")
+_KEYS = {"title", "device", "memory_gib", "peak_tflops", "bandwidth_gb_s", "usd_per_hour"}
+
+
+def read_catalogue(beside: Path | None = None) -> dict[str, MachineProfile]:
+    """name -> machine of the catalogue; entries of `beside`/machines.yaml are added and win. Raises ConfigError."""
+    entries = _entries(_CATALOGUE)
+    own = beside / "machines.yaml" if beside else None
+    if own and own.is_file():
+        entries |= _entries(own)
+    return {name: _profile(name, entry) for name, entry in entries.items()}
+
+
+def machine_named(name: str, catalogue: dict[str, MachineProfile]) -> MachineProfile:
+    """The catalogue's machine called `name` (case does not matter). Raises ConfigError with the nearest name."""
+    found = catalogue.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), list(catalogue), n=1, cutoff=0.3)
+        raise ConfigError(
+            f"--machine {name}: not in the catalogue",
+            hint=(f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(catalogue)}",
+        )
+    return found
+
+
+def this_machine(cache_dir: Path | None = None, num_threads: int | None = None) -> MachineProfile:
+    """This machine as the probe left it in the cache folder, else its cores and memory at the stated default rates."""
+    path = (cache_dir or default_cache_dir()) / PROBE_FILE
+    found = _read_probe(path)
+    if found is not None:
+        return found
+    cores = num_threads or _num_cores()
+    rates = {dtype: rate * cores for dtype, rate in DEFAULT_GFLOPS_PER_CORE.items()}
+    return MachineProfile("this machine", "cpu", rates, DEFAULT_BANDWIDTH_GB_S, usable_memory_bytes(), cores)
+
+
+def usable_memory_bytes() -> int:
+    """Memory that a process here may use: the smaller of the machine's and its control group's."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(name)
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_probe(path: Path) -> MachineProfile | None:
+    """None when there is no probe; one that cannot be read counts as none, the next training run writes it again."""
+    known = {field.name for field in fields(MachineProfile)}
+    try:
+        value = json.loads(path.read_bytes())
+        profile = MachineProfile(**{key: entry for key, entry in value.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return profile if profile.rates_gflops else None
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})", hint="see the form in docs/plan.md") from None
+    if not isinstance(value, dict) or not all(isinstance(entry, dict) for entry in value.values()):
+        raise ConfigError(f"{path}: expected one entry a machine", hint="see the form in docs/plan.md")
+    for name, entry in value.items():
+        strange, missing = set(entry) - _KEYS, _KEYS - set(entry)
+        if strange or missing:
+            what = f"unknown {', '.join(sorted(strange))}" if strange else f"no {', '.join(sorted(missing))}"
+            raise ConfigError(f"{path}: machine {name}: {what}", hint=f"a machine has {', '.join(sorted(_KEYS))}")
+    return {str(name).lower(): entry for name, entry in value.items()}
+
+
+def _profile(name: str, entry: dict[str, Any]) -> MachineProfile:
+    try:
+        return MachineProfile(
+            name=f"{name} ({entry['title']})",
+            device=entry["device"],
+            rates_gflops={dtype: 1000.0 * rate for dtype, rate in entry["peak_tflops"].items()},
+            bandwidth_gb_s=float(entry["bandwidth_gb_s"]),
+            memory_bytes=int(entry["memory_gib"] * GIB),
+            usd_per_hour=None if entry["usd_per_hour"] is None else float(entry["usd_per_hour"]),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"machines.yaml: machine {name}: {error}", hint="see the form in docs/plan.md") from None

@@ -1,0 +1,122 @@
+"""Peak memory of one training run, line by line, before anything loads.
+
+The peak is the larger of two moments: reading the weights (stored and converted copies stand together), and the
+largest micro-batch. Activations follow `activations.py` exactly; the constants are those of fitted.yaml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.bases.shapes import Shapes
+from luthier.config.adapter import AdapterSpec
+from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, saved_bytes
+from luthier.plan.fitted import FITTED
+from luthier.plan.linears import count_trainable, layer_linears
+
+MIB = 1 << 20
+_TOGETHER = "q|k|v and gate|up are used from copies that lie together"
+_UNUSED = {"float32": _TOGETHER, "bfloat16": _TOGETHER, "int8": "the weights as they were before they became int8"}
+_JOINED = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One item of the peak. formula: in words, with its figures."""
+
+    name: str
+    num_bytes: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """lines add up to train_bytes; peak_bytes is the larger of it and load_bytes (reading the weights)."""
+
+    lines: tuple[Line, ...]
+    train_bytes: int
+    load_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the machine must have."""
+        return max(self.train_bytes, self.load_bytes)
+
+
+def weight_bytes(shapes: Shapes, dtype: str) -> int:
+    """Bytes of the frozen base as training multiplies with it.
+
+    int8: one byte a weight and direction, its scales, and tables and norms in float32.
+    """
+    if dtype != "int8":
+        return shapes.num_parameters * ACTIVATION_BYTES[dtype]
+    inside = layer_linears(shapes).values()
+    linears = shapes.num_layers * sum(one.size for one in inside)
+    scales = shapes.num_layers * sum(one.d_in + one.d_out for one in inside)
+    return 2 * linears + FLOAT32 * scales + FLOAT32 * (shapes.num_parameters - linears)
+
+
+def mapped_bytes(shapes: Shapes, dtype: str) -> int:
+    """Bytes of the weight file that stay mapped beside the weights in use; the system may drop them when it must.
+
+    A file in the type of the run is used as it lies, but for q|k|v and gate|up, which are laid together in copies.
+    """
+    file_type = "float32" if dtype == "int8" else dtype
+    if shapes.dtype != file_type:
+        return 0  # converted: the file is closed
+    linears = layer_linears(shapes).values()
+    if dtype == "int8":
+        return STORED_BYTES[file_type] * shapes.num_layers * sum(one.size for one in linears)
+    joined = sum(one.size for one in linears if one.leaf in _JOINED)
+    return STORED_BYTES[file_type] * shapes.num_layers * joined
+
+
+def predict_memory(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBatch, device: str = "cpu") -> Memory:
+    """Memory of LoRA training with luthier's engine. device: cpu (resident memory) or cuda (the card's)."""
+    width, trainable, fitted = ACTIVATION_BYTES[dtype], count_trainable(shapes, adapter), FITTED[device]
+    weights = weight_bytes(shapes, dtype)
+    saved = saved_bytes(shapes, adapter, dtype, micro, device)
+    copies = fitted.capped_head_copies if shapes.model_type == "gemma2" else fitted.head_copies
+    head = int(copies * FLOAT32 * micro.num_trained * shapes.vocab_size)
+    work = int(fitted.work_copies * width * micro.num_tokens * widest_output(shapes) + fitted.slack * saved)
+    process = int(MIB * (fitted.process_mib + fitted.lazy_mib))
+    kind = {"float32": "4 bytes", "bfloat16": "2 bytes", "int8": "2 bytes (1 a direction)"}[dtype]
+    mapped = mapped_bytes(shapes, dtype) if device == "cpu" else 0
+    lines = (
+        Line("weights", weights, f"{shapes.num_parameters:,} parameters x {kind}, frozen ({dtype})"),
+        Line("weight file", mapped, f"mapped but not used: {_UNUSED[dtype]}"),
+        Line("adapter", FLOAT32 * trainable, f"{trainable:,} trained numbers x 4 bytes (float32)"),
+        Line("gradients", FLOAT32 * trainable, "4 bytes for each trained number; none for the frozen base"),
+        Line("optimizer", 2 * FLOAT32 * trainable, "AdamW: two float32 moments for each trained number"),
+        Line(
+            "activations", saved,
+            f"kept for the backward pass: {shapes.num_layers} layers x {micro.num_tokens:,} tokens, the last "
+            f"layer only at the {micro.num_trained:,} trained ones",
+        ),
+        Line(
+            "head", head,
+            f"{copies:g} float32 tables of {micro.num_trained:,} trained tokens x {shapes.vocab_size:,} words",
+        ),
+        Line("working space", work, "intermediate results of the widest layer, and what the allocator keeps"),
+        Line("process", process, "Python, PyTorch and its libraries" if device == "cpu" else "the CUDA context"),
+    )  # fmt: skip
+    lines = tuple(line for line in lines if line.num_bytes)
+    return Memory(lines, sum(line.num_bytes for line in lines), _load_bytes(shapes, dtype, device, weights))
+
+
+def widest_output(shapes: Shapes) -> int:
+    """Width of the widest result inside a layer: gate|up, or q|k|v."""
+    inside = layer_linears(shapes).values()
+    attention = sum(one.d_out for one in inside if one.leaf in ("q_proj", "k_proj", "v_proj", "qkv_proj"))
+    return max(attention, 2 * shapes.ffn_size)
+
+
+def _load_bytes(shapes: Shapes, dtype: str, device: str, weights: int) -> int:
+    """Reading: the stored file is mapped; where the type differs, the converted copy stands beside it for a moment."""
+    if device != "cpu":
+        return weights + int(MIB * FITTED[device].lazy_mib)
+    stored = shapes.num_parameters * STORED_BYTES.get(shapes.dtype, 2)
+    file_type = "float32" if dtype == "int8" else dtype
+    converted = 0 if file_type == shapes.dtype else shapes.num_parameters * STORED_BYTES[file_type]
+    return int(MIB * FITTED[device].process_mib) + stored + converted

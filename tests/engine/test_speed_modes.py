@@ -1,0 +1,71 @@
+"""What the other dtypes may change: the loss curve of a real base, against float32 (the bounds of docs/speed.md)."""
+
+import json
+
+import pytest
+
+from luthier.adapters.lora import apply_lora
+from luthier.bases.tokenizer import Tokenizer
+from luthier.chat.codec import ChatCodec
+from luthier.config.adapter import AdapterSpec
+from luthier.config.train import TrainSpec
+from luthier.data.pack import epoch_batches, make_batch
+from luthier.engine.loop import train
+from luthier.losses.sft import sft_loss_sum
+from luthier.models.int8 import to_int8
+from luthier.models.load import load_model
+from luthier.types import Row
+
+# dtype -> how far the loss of a step, and the final dev loss, may be from float32's (docs/speed.md says the same)
+BOUNDS = {"bfloat16": (0.02, 0.01), "int8": (0.06, 0.02)}
+COLOURS, THINGS = ("red", "green", "blue", "white"), ("door", "boat", "lamp", "coat", "cup", "bag")
+
+
+def _rows(codec):
+    pairs = [(colour, thing) for colour in COLOURS for thing in THINGS]
+    made = []
+    for number, (colour, thing) in enumerate(pairs):
+        turns = (
+            {"role": "user", "content": f"The {thing} that I ordered is {colour}. What did I order?"},
+            {"role": "assistant", "content": f'{{"item":"{thing}","colour":"{colour}"}}'},
+        )
+        made += codec.encode(Row(id=f"row-{number}", messages=turns))
+    return made
+
+
+@pytest.fixture(scope="module")
+def curve(smollm2, tmp_path_factory):
+    """dtype -> (loss of every step, final dev loss) of the same 8 steps."""
+    rows = _rows(ChatCodec(Tokenizer.load(smollm2)))
+    spec = TrainSpec(
+        micro_batch_tokens=160, num_epochs=2, max_steps=8, learning_rate=2e-4, warmup_ratio=0.25, sequence_len=64
+    )
+
+    def of(dtype):
+        model = load_model(smollm2, dtype="float32" if dtype == "int8" else dtype)
+        if dtype == "int8":
+            assert to_int8(model, make_batch(rows[:8]))
+        apply_lora(model, AdapterSpec(lora_r=8), seed=0)
+        folder = tmp_path_factory.mktemp(dtype)
+        result = train(
+            model, sft_loss_sum, spec, train_set=rows[:18], dev_set=rows[18:], make_batch=make_batch,
+            plan_epoch=epoch_batches, run_dir=folder, guard={},
+        )  # fmt: skip
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in log if line["kind"] == "train"], result.history[-1]["loss"]
+
+    reference = of("float32")
+    return lambda dtype: (of(dtype), reference)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_a_faster_dtype_learns_the_same(curve, dtype):
+    """Every step's loss and the final dev loss within the dtype's bounds, on a curve that falls by a fifth."""
+    step_bound, dev_bound = BOUNDS[dtype]
+    (losses, dev), (expected, expected_dev) = curve(dtype)
+    assert expected[-1] < 0.8 * expected[0]
+    assert losses != expected
+
+    for got, wanted in zip(losses, expected, strict=True):
+        assert abs(got / wanted - 1) < step_bound
+    assert abs(dev / expected_dev - 1) < dev_bound
