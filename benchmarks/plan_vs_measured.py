@@ -201,7 +201,7 @@ def predicted(case: Case, base: Path, machine: Any) -> dict[str, Any]:
     from luthier.config.adapter import AdapterSpec
     from luthier.plan.activations import ACTIVATION_BYTES, MicroBatch, saved_bytes
     from luthier.plan.linears import count_trainable
-    from luthier.plan.memory import mapped_bytes, predict_memory, weight_bytes, widest_output
+    from luthier.plan.memory import predict_memory, weight_bytes, widest_output
     from luthier.plan.speed import count_operations, micro_batch_s, rate_of, update_s
 
     shapes = read_shapes(base)
@@ -216,7 +216,7 @@ def predicted(case: Case, base: Path, machine: Any) -> dict[str, Any]:
     float_rate = rate_of(machine, "float32") if case.dtype == "int8" else rate
     head = micro.num_trained * shapes.vocab_size * 4
     saved = saved_bytes(shapes, adapter, case.dtype, micro)
-    weights = weight_bytes(shapes, case.dtype) + mapped_bytes(shapes, case.dtype)
+    weights = weight_bytes(shapes, case.dtype)
     capped = shapes.model_type == "gemma2"
     return {
         "peak_bytes": memory.peak_bytes,

@@ -55,6 +55,7 @@ MACHINE_ERRORS = {
     errno.EACCES: _PERMISSIONS,
     errno.EPERM: _PERMISSIONS,
     errno.EROFS: _PERMISSIONS,
+    errno.ENOTDIR: _PERMISSIONS,
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
 }

@@ -6,22 +6,28 @@ Per-item BLEU statistics are sacrebleu's own counts; their sums give exactly its
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-_ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 _BLEU = BLEU(effective_order=True)
 _CORPUS = BLEU()
 ORDER = 4
 
 
+@cache
+def _rouge() -> Any:
+    """Made on first use: rouge-score brings in nltk and all that belongs to it, over a second of every start."""
+    return importlib.import_module("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
+
+
 def rouge_l(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
     """F-measure of the longest common subsequence of (stemmed) words."""
-    return float(_ROUGE.score(reference, answer)["rougeL"].fmeasure)
+    return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
 
 
 def bleu_counts(answer: str, reference: str, schema: dict[str, Any] | None = None) -> list:

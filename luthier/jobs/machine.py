@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import torch
 
-from luthier.bases.resolve import default_cache_dir
 from luthier.bases.shapes import Shapes
 from luthier.config.load import Project
+from luthier.errors import ConfigError
 from luthier.models.probe import pick_dtype, probe_machine
-from luthier.plan.machines import PROBE_FILE, usable_memory_bytes
+from luthier.models.spec import NotOurs, read_config, spec_from_config
+from luthier.plan.machines import probe_file, usable_memory_bytes
 from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
 
 
+def probe(shapes: Shapes, num_threads: int | None) -> MachineProfile:
+    """What this machine does at these shapes."""
+    return probe_machine(shapes, num_threads or torch.get_num_threads(), usable_memory_bytes())
+
+
+def keep(profile: MachineProfile, shapes: Shapes) -> None:
+    """Writes a probe to the cache folder for the plan. Raises ConfigError where that cannot be written."""
+    path = probe_file(shapes)
+    try:
+        write_atomic(path, json.dumps(dataclasses.asdict(profile), indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the probe's figures cannot be kept for luthier plan ({error.strerror})",
+            hint="LUTHIER_CACHE may name a folder that you own",
+        ) from None
+
+
 def probe_and_keep(shapes: Shapes, num_threads: int | None) -> MachineProfile:
-    """What this machine does at these shapes; written to the cache folder for the plan."""
-    profile = probe_machine(shapes, num_threads or torch.get_num_threads(), usable_memory_bytes())
-    folder = default_cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / PROBE_FILE, json.dumps(dataclasses.asdict(profile), indent=1) + "\n")
+    """Both: what `luthier plan --probe` asks for."""
+    profile = probe(shapes, num_threads)
+    keep(profile, shapes)
+    return profile
+
+
+def as_used_by(base: Path, profile: MachineProfile) -> MachineProfile:
+    """The profile without int8 for a base that runs through transformers: int8 needs luthier's own decoder."""
+    try:
+        spec_from_config(read_config(base))
+    except NotOurs:
+        rates = {dtype: rate for dtype, rate in profile.rates_gflops.items() if dtype != "int8"}
+        return dataclasses.replace(profile, rates_gflops=rates)
     return profile
 
 

@@ -4,6 +4,7 @@ fit. Reads config.json, the data and the cache; needs no torch."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,13 +19,11 @@ from luthier.jobs import console
 from luthier.jobs.plan_data import find_workload
 from luthier.plan.advise import Change, cheapest_change
 from luthier.plan.known import known_shapes, unknown_base
-from luthier.plan.linears import count_parameters
+from luthier.plan.linears import OWN_MODELS, count_parameters
 from luthier.plan.machines import GIB, machine_named, read_catalogue, this_machine
 from luthier.plan.money import ServingAssumptions, assumptions, break_even_requests, monthly_costs
 from luthier.plan.predict import Plan, Prediction, make_plan, predict
 from luthier.types import MachineProfile
-
-_OUR_MODELS = {"llama", "mistral", "qwen2", "gemma2", "phi3"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def plan(
     serving = assumptions(assume)
     shapes, tokenizer = open_shapes(project)
     catalogue = read_catalogue(project.folder)
-    target = machine_named(machine, catalogue) if machine else this_machine(num_threads=project.spec.train.num_threads)
+    here = this_machine(shapes, num_threads=project.spec.train.num_threads)
+    target = machine_named(machine, catalogue) if machine else here
     workload = find_workload(project, tokenizer)
     made = make_plan(project.spec.model.base, shapes, project.spec, workload, target)
     change = None
@@ -97,12 +97,16 @@ def _notes(project: Project, shapes: Shapes, target: MachineProfile) -> list[str
     notes = []
     if target.device == "cpu" and not target.probed:
         notes.append(
-            "this machine is not probed: the times rest on a plain core's rate; run luthier train once, or --probe"
+            "this machine is not probed for this base and number of threads: the times rest on a plain core's rate; "
+            "run luthier train once, or --probe"
         )
     if target.device == "cuda":
         notes.append("GPU times rest on other tools' published rates; luthier has not been measured on this GPU")
-    if shapes.model_type not in _OUR_MODELS:
-        notes.append(f"{shapes.model_type or 'this architecture'} runs through transformers: more memory, and slower")
+    if shapes.model_type not in OWN_MODELS:
+        notes.append(
+            f"{shapes.model_type or 'this architecture'} runs through transformers, never in int8: more memory, and "
+            "slower; its layers are counted as if they were llama's, so all figures are rough"
+        )
     if project.spec.train.eval_task_rows:
         notes.append("answers to dev rows (train.eval_task_rows) are not in the time")
     return notes
@@ -146,7 +150,8 @@ def _tell(answer: _Answer, project: Project) -> None:
 
 
 def _verdict(here: Prediction) -> str:
-    sizes = f"peak {here.memory.peak_bytes / GIB:.1f} of {here.machine.memory_bytes / GIB:.0f} GiB"
+    room = here.machine.memory_bytes / GIB
+    sizes = f"peak {here.memory.peak_bytes / GIB:.1f} of {room:.{1 if room < 10 else 0}f} GiB"
     if here.problem:
         return f"does not run: {here.problem}"
     if not here.fits:
@@ -174,7 +179,8 @@ def _tell_months(num_requests: int, training_usd: float, assume: ServingAssumpti
     console.console.print()
     console.table(f"{num_requests:,} requests a month", ("way", "USD a month", "assumed"), rows)
     for way, needed in break_even_requests(training_usd, assume).items():
-        console.line(f"tuned and served by you is cheaper than {way} from {needed:,.0f} requests a month on")
+        when = f"cheaper than {way} from {needed:,.0f} requests a month on"
+        console.line(f"tuned and served by you is {when if math.isfinite(needed) else f'never cheaper than {way}'}")
     prices = f"{assume.input_usd_per_million:g} / {assume.output_usd_per_million:g} USD for a million tokens in / out"
     console.line(f"assumed: {prices}, {assume.question_tokens} tokens a question; --assume KEY=VALUE changes them")
 
@@ -216,6 +222,7 @@ def _as_json(answer: _Answer, monthly_requests: int | None, serving: ServingAssu
     if monthly_requests:
         usd = answer.plan.here.usd or 0.0
         value["monthly"] = [asdict(one) for one in monthly_costs(monthly_requests, usd, serving)]
-        value["break_even_requests"] = break_even_requests(usd, serving)
+        needed = break_even_requests(usd, serving)  # JSON has no infinity: null is never
+        value["break_even_requests"] = {way: n if math.isfinite(n) else None for way, n in needed.items()}
         value["assumptions"] = asdict(serving)
     return value

@@ -146,6 +146,7 @@ def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
         raise DataError(f"data.train: no usable row in {', '.join(one.name for one in sources)}", hint=_LOOK)
     rows = f"{len(sample.lengths)} of about {sample.num_rows:,.0f} rows"
     source = f"estimated on {rows} ({', '.join(sorted(sample.how))}), before duplicates are removed"
+    source += _without_long_rows(sample, project.spec.train.sequence_len, data.over_length)
     shares = data.split.train + data.split.dev if data.test else 1.0
     num_train = max(1, round(sample.num_rows * data.split.train / max(1e-9, shares)))
     dev_share = data.split.dev / max(1e-9, data.split.train)
@@ -161,6 +162,23 @@ def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
         budget=project.spec.train.micro_batch_tokens,
         source=source,
     )
+
+
+def _without_long_rows(sample: _Sample, longest: int, over_length: str) -> str:
+    """Takes out what training never sees, and says so in words; '' when every row fits."""
+    fits = [length <= longest for length in sample.lengths]
+    if all(fits):
+        return ""
+    if not any(fits):
+        raise DataError(
+            f"data.train: every row is longer than train.sequence_len = {longest}",
+            hint=f"set train.sequence_len to {max(sample.lengths)} to keep all",
+        )
+    sample.num_rows *= sum(fits) / len(fits)
+    sample.lengths = [length for length, fit in zip(sample.lengths, fits, strict=True) if fit]
+    sample.trained = [trained for trained, fit in zip(sample.trained, fits, strict=True) if fit]
+    does = "sets aside" if over_length == "quarantine" else "refuses (data.over_length)"
+    return f"; {len(fits) - sum(fits)} of them are longer than train.sequence_len, which prepare {does}: not counted"
 
 
 def _num_packs(lengths: Sequence[int], num_rows: int, budget: int) -> int:

@@ -21,12 +21,12 @@ from luthier.data.pack import epoch_batches, make_batch
 from luthier.data.stored import read_encoded, read_rows
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
-from luthier.errors import BaseModelError, TemplateError
+from luthier.errors import BaseModelError, ConfigError, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
-from luthier.jobs.machine import describe, dtype_for, probe_and_keep
+from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
 from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_profile
 from luthier.jobs.sharing import choose_batches
@@ -34,6 +34,7 @@ from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.waste import waste_line
 from luthier.losses.registry import LOSSES
 from luthier.models.int8 import load_frozen
+from luthier.models.other import TransformersModel
 from luthier.models.packed import PackedModel
 from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
@@ -125,6 +126,8 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
     model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
     if model.note:
         console.warn(model.note)
+    if isinstance(model, TransformersModel) and dtype == "int8":
+        dtype = "float32"  # as its note says; the record must not claim int8
     adapted = apply_lora(model, spec.adapter, seed=spec.train.seed)
     share = 100 * adapted.share_trainable
     console.line(f"trainable: {adapted.num_trainable:,} parameters, {share:.2f}% of the model ({spec.adapter.method})")
@@ -170,7 +173,12 @@ def _probe(session: _Session) -> MachineProfile | None:
     except BaseModelError as error:
         console.line(f"this machine is not probed: {error}")
         return None
-    return probe_and_keep(shapes, session.project.spec.train.num_threads)
+    profile = probe(shapes, session.project.spec.train.num_threads)
+    try:
+        keep(profile, shapes)
+    except ConfigError as error:  # only the plan reads it: no reason not to train
+        console.warn(str(error))
+    return as_used_by(session.opened.base.folder, profile)
 
 
 def _dtype_of_run(session: _Session, machine: MachineProfile | None) -> str:

@@ -15,16 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels.jit import can_run, compiled, exp32, over_rows
+from luthier.kernels.jit import can_run, compiled, exp32, largest32, over_rows
 
 
 @compiled
 def _forward_rows(first: int, last: int, logits_KV, tops_K, totals_K) -> None:
     width = logits_KV.shape[1]
     for i in range(first, last):
-        top = logits_KV[i, 0]
-        for j in range(width):
-            top = max(top, logits_KV[i, j])
+        top = largest32(logits_KV[i])
         total = np.float32(0.0)
         for j in range(width):
             total += exp32(logits_KV[i, j] - top)

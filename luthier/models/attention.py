@@ -180,6 +180,9 @@ class PackedAttention:
     prefix: Prefix | None = None
 
     def __call__(self, layer: int, q_KHC: torch.Tensor, k_TGC: torch.Tensor, v_TGC: torch.Tensor) -> torch.Tensor:
+        if q_KHC.dtype.itemsize < 4 and q_KHC.device.type == "cpu":
+            # torch's half-precision attention on a CPU is 2-3x slower than its float32 one, and less exact.
+            return self(layer, q_KHC.float(), k_TGC.float(), v_TGC.float()).to(q_KHC.dtype)
         pruned = self.plan.keep_K is not None and len(q_KHC) == len(self.plan.keep_K)
         sizes = [part.num_tokens for part in self.plan.parts]
         q_sizes = [_num_kept(part) for part in self.plan.parts] if pruned else sizes
@@ -311,10 +314,6 @@ def attend_heads(
     soft_cap: float | None,
 ) -> torch.Tensor:
     """Grouped-query attention, (N, H, L, C). mask: None (all keys), "causal" (L == S) or boolean (L, S)."""
-    if q_NHLC.dtype is not torch.float32 and q_NHLC.device.type == "cpu":
-        # torch's half-precision attention on a CPU is 2-3x slower than its float32 one (and less exact).
-        raised = (x.float() for x in (q_NHLC, k_NGSC, v_NGSC))
-        return attend_heads(*raised, mask=mask, scale=scale, soft_cap=soft_cap).to(q_NHLC.dtype)
     causal = isinstance(mask, str)
     bias = mask.to(q_NHLC.device) if isinstance(mask, torch.Tensor) else None
     if soft_cap is None:

@@ -7,6 +7,7 @@ general (logit scales, soft caps), so `hidden` already returns logits at the kep
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from luthier.errors import BaseModelError
 from luthier.models.family import unshared
@@ -25,8 +25,8 @@ from luthier.types import Batch
 
 def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reason: str) -> TransformersModel:
     """A TransformersModel in eval mode. Raises BaseModelError when transformers cannot load all of it, offline."""
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    try:  # transformers is loaded only for a model that needs it: it is half a second of every start
+        loaded: Any = importlib.import_module("transformers").AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,

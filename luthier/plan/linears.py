@@ -13,6 +13,7 @@ from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError
 
+OWN_MODELS = ("llama", "mistral", "qwen2", "gemma2", "phi3")  # as models/spec.py; others are counted as llama
 _HEADS = ("lm_head", "embed_out")
 
 
@@ -68,7 +69,7 @@ def adapted_layers(shapes: Shapes, adapter: AdapterSpec) -> tuple[frozenset[str]
     inside = layer_linears(shapes)
     names = {f"model.layers.{i}.{path}": (i, path) for i in range(shapes.num_layers) for path in inside}
     targets = adapter.lora_target_modules
-    chosen = set(names) if isinstance(targets, str) else set().union(*(_matches(one, names) for one in targets))
+    chosen = set(names) if isinstance(targets, str) else set().union(*(_matches(one, names, shapes) for one in targets))
     for name in chosen:
         linear = inside[names[name][1]]
         if adapter.lora_r > min(linear.d_in, linear.d_out):
@@ -82,13 +83,19 @@ def adapted_layers(shapes: Shapes, adapter: AdapterSpec) -> tuple[frozenset[str]
     )
 
 
-def _matches(target: str, names: dict[str, tuple[int, str]]) -> set[str]:
+def _matches(target: str, names: dict[str, tuple[int, str]], shapes: Shapes) -> set[str]:
     if target.rsplit(".", 1)[-1] in _HEADS:
         raise ConfigError(
             f"adapter.lora_target_modules: {target!r} is the head, which is read directly and may be tied",
             hint="leave it out; all-linear leaves it out too",
         )
     found = {name for name in names if name == target or name.endswith("." + target)}
+    if not found and shapes.model_type not in OWN_MODELS:
+        raise ConfigError(
+            f"adapter.lora_target_modules: a plan does not know the layers of {shapes.model_type!r}, so neither "
+            f"{target!r}; training may",
+            hint="for a rough plan: --set adapter.lora_target_modules=all-linear",
+        )
     if not found:
         leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
         near = difflib.get_close_matches(target, leaves, n=1, cutoff=0.0)

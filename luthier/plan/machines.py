@@ -1,6 +1,6 @@
 """The machines a plan is made for: this one (from the start-up probe, else a stated default) and the price catalogue.
 
-The probe (models/probe.py) leaves `machine.json` in the cache folder, the fields of types.MachineProfile; reading it
+The probe (models/probe.py) leaves `machine-*.json` in the cache folder, the fields of types.MachineProfile; reading it
 needs no torch. Limits of a container count: a run cannot use more than its control group allows.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from luthier.bases.resolve import default_cache_dir
+from luthier.bases.shapes import Shapes
 from luthier.errors import ConfigError
 from luthier.types import MachineProfile
 
 GIB = 1 << 30
-PROBE_FILE = "machine.json"
 # Without a probe: a plain AVX2 core. Servers with AVX-512 reach two to four times as much; that is what probing is for.
 DEFAULT_GFLOPS_PER_CORE = {"float32": 50.0, "bfloat16": 50.0, "int8": 100.0}
 DEFAULT_BANDWIDTH_GB_S = 10.0
@@ -49,11 +49,16 @@ def machine_named(name: str, catalogue: dict[str, MachineProfile]) -> MachinePro
     return found
 
 
-def this_machine(cache_dir: Path | None = None, num_threads: int | None = None) -> MachineProfile:
-    """This machine as the probe left it in the cache folder, else its cores and memory at the stated default rates."""
-    path = (cache_dir or default_cache_dir()) / PROBE_FILE
-    found = _read_probe(path)
-    if found is not None:
+def probe_file(shapes: Shapes, cache_dir: Path | None = None) -> Path:
+    """Where the probe's figures at the shapes of this base are kept."""
+    return (cache_dir or default_cache_dir()) / f"machine-{shapes.hidden_size}x{shapes.ffn_size}.json"
+
+
+def this_machine(shapes: Shapes, cache_dir: Path | None = None, num_threads: int | None = None) -> MachineProfile:
+    """This machine as a probe at these shapes (and with num_threads, if given) left it, else its cores and memory at
+    the stated default rates."""
+    found = _read_probe(probe_file(shapes, cache_dir))
+    if found is not None and num_threads in (None, found.num_threads):
         return found
     cores = num_threads or _num_cores()
     rates = {dtype: rate * cores for dtype, rate in DEFAULT_GFLOPS_PER_CORE.items()}
@@ -79,10 +84,25 @@ def _read_probe(path: Path) -> MachineProfile | None:
     known = {field.name for field in fields(MachineProfile)}
     try:
         value = json.loads(path.read_bytes())
-        profile = MachineProfile(**{key: entry for key, entry in value.items() if key in known})
+        return _sane(MachineProfile(**{key: entry for key, entry in value.items() if key in known}))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return profile if profile.rates_gflops else None
+
+
+def _sane(profile: MachineProfile) -> MachineProfile:
+    """The profile itself. Raises ValueError (or TypeError) for figures that nothing could be divided by."""
+    if profile.device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {profile.device!r}; cpu or cuda is expected")
+    figures = {f"the rate of {dtype}": rate for dtype, rate in profile.rates_gflops.items()}
+    figures |= {"the bandwidth": profile.bandwidth_gb_s, "the memory": profile.memory_bytes}
+    for what, figure in figures.items():
+        if not 0 < figure < float("inf"):
+            raise ValueError(f"{what} is {figure}; a number above 0 is expected")
+    if not profile.rates_gflops:
+        raise ValueError("it has no rate")
+    if profile.usd_per_hour is not None and not 0 <= profile.usd_per_hour < float("inf"):
+        raise ValueError(f"the price is {profile.usd_per_hour}; 0 or more is expected")
+    return profile
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
@@ -102,7 +122,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def _profile(name: str, entry: dict[str, Any]) -> MachineProfile:
     try:
-        return MachineProfile(
+        profile = MachineProfile(
             name=f"{name} ({entry['title']})",
             device=entry["device"],
             rates_gflops={dtype: 1000.0 * rate for dtype, rate in entry["peak_tflops"].items()},
@@ -110,5 +130,6 @@ def _profile(name: str, entry: dict[str, Any]) -> MachineProfile:
             memory_bytes=int(entry["memory_gib"] * GIB),
             usd_per_hour=None if entry["usd_per_hour"] is None else float(entry["usd_per_hour"]),
         )
-    except (TypeError, ValueError, AttributeError) as error:
+        return _sane(profile)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ConfigError(f"machines.yaml: machine {name}: {error}", hint="see the form in docs/plan.md") from None

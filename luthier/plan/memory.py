@@ -15,9 +15,6 @@ from luthier.plan.fitted import FITTED
 from luthier.plan.linears import count_trainable, layer_linears
 
 MIB = 1 << 20
-_TOGETHER = "q|k|v and gate|up are used from copies that lie together"
-_UNUSED = {"float32": _TOGETHER, "bfloat16": _TOGETHER, "int8": "the weights as they were before they became int8"}
-_JOINED = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -57,21 +54,6 @@ def weight_bytes(shapes: Shapes, dtype: str) -> int:
     return 2 * linears + FLOAT32 * scales + FLOAT32 * (shapes.num_parameters - linears)
 
 
-def mapped_bytes(shapes: Shapes, dtype: str) -> int:
-    """Bytes of the weight file that stay mapped beside the weights in use; the system may drop them when it must.
-
-    A file in the type of the run is used as it lies, but for q|k|v and gate|up, which are laid together in copies.
-    """
-    file_type = "float32" if dtype == "int8" else dtype
-    if shapes.dtype != file_type:
-        return 0  # converted: the file is closed
-    linears = layer_linears(shapes).values()
-    if dtype == "int8":
-        return STORED_BYTES[file_type] * shapes.num_layers * sum(one.size for one in linears)
-    joined = sum(one.size for one in linears if one.leaf in _JOINED)
-    return STORED_BYTES[file_type] * shapes.num_layers * joined
-
-
 def predict_memory(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBatch, device: str = "cpu") -> Memory:
     """Memory of LoRA training with luthier's engine. device: cpu (resident memory) or cuda (the card's)."""
     width, trainable, fitted = ACTIVATION_BYTES[dtype], count_trainable(shapes, adapter), FITTED[device]
@@ -82,10 +64,8 @@ def predict_memory(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: Micr
     work = int(fitted.work_copies * width * micro.num_tokens * widest_output(shapes) + fitted.slack * saved)
     process = int(MIB * (fitted.process_mib + fitted.lazy_mib))
     kind = {"float32": "4 bytes", "bfloat16": "2 bytes", "int8": "2 bytes (1 a direction)"}[dtype]
-    mapped = mapped_bytes(shapes, dtype) if device == "cpu" else 0
     lines = (
         Line("weights", weights, f"{shapes.num_parameters:,} parameters x {kind}, frozen ({dtype})"),
-        Line("weight file", mapped, f"mapped but not used: {_UNUSED[dtype]}"),
         Line("adapter", FLOAT32 * trainable, f"{trainable:,} trained numbers x 4 bytes (float32)"),
         Line("gradients", FLOAT32 * trainable, "4 bytes for each trained number; none for the frozen base"),
         Line("optimizer", 2 * FLOAT32 * trainable, "AdamW: two float32 moments for each trained number"),
@@ -113,10 +93,9 @@ def widest_output(shapes: Shapes) -> int:
 
 
 def _load_bytes(shapes: Shapes, dtype: str, device: str, weights: int) -> int:
-    """Reading: the stored file is mapped; where the type differs, the converted copy stands beside it for a moment."""
+    """Reading: the stored file is mapped, and its copy in the run's type stands beside it until all of it is read."""
     if device != "cpu":
         return weights + int(MIB * FITTED[device].lazy_mib)
     stored = shapes.num_parameters * STORED_BYTES.get(shapes.dtype, 2)
-    file_type = "float32" if dtype == "int8" else dtype
-    converted = 0 if file_type == shapes.dtype else shapes.num_parameters * STORED_BYTES[file_type]
-    return int(MIB * FITTED[device].process_mib) + stored + converted
+    copied = shapes.num_parameters * STORED_BYTES["float32" if dtype == "int8" else dtype]
+    return int(MIB * FITTED[device].process_mib) + stored + copied

@@ -58,7 +58,8 @@ def assumptions(assignments: Sequence[str]) -> ServingAssumptions:
         try:
             values[key] = kinds[key](text)
         except ValueError:
-            raise ConfigError(f"--assume {key}: {text!r} is no number", hint=f"for example {key}=2") from None
+            kind = "whole number" if kinds[key] is int else "number"
+            raise ConfigError(f"--assume {key}: {text!r} is no {kind}", hint=f"for example {key}=2") from None
         if not 0 <= values[key] < float("inf"):
             raise ConfigError(f"--assume {key}: {text!r} is not a price or a size", hint=f"for example {key}=2")
     if values.get("requests_per_s", 1) == 0:

@@ -9,7 +9,7 @@ from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
 from luthier.plan.activations import ACTIVATION_BYTES
 from luthier.plan.fitted import FITTED
-from luthier.plan.linears import count_trainable
+from luthier.plan.linears import OWN_MODELS, count_trainable
 from luthier.plan.memory import Memory, predict_memory
 from luthier.plan.money import money
 from luthier.plan.speed import micro_batch_s, update_s
@@ -56,13 +56,14 @@ class Plan:
 
 def dtype_of(shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: MachineProfile) -> str:
     """model.dtype as it will run. auto: the type whose micro-batch is predicted shortest, float32 unless it is at least
-    15% shorter (the run's own probe decides by the same rule)."""
+    15% shorter (the run's own probe decides by the same rule). int8 needs luthier's own decoder, else it is float32."""
+    has_int8 = shapes.model_type in OWN_MODELS
     if spec.model.dtype != "auto":
-        return spec.model.dtype
+        return "float32" if spec.model.dtype == "int8" and not has_int8 else spec.model.dtype
     took_s = {
         dtype: micro_batch_s(shapes, spec.adapter, dtype, workload.mean, machine)
         for dtype in ACTIVATION_BYTES
-        if dtype in machine.rates_gflops
+        if dtype in machine.rates_gflops and (dtype != "int8" or has_int8)
     }
     best = min(took_s, key=lambda dtype: took_s[dtype])
     return best if took_s[best] < AUTO_WORTH * took_s.get("float32", float("inf")) else "float32"

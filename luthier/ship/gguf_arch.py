@@ -169,13 +169,11 @@ def extra_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def tensor_names(config: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """Hugging Face name -> GGUF name, in order. A tied head is left out: llama.cpp reads the embedding instead."""
+    """Hugging Face name -> GGUF name, in order."""
     arch = _MODEL_ARCHS[rule_of(config).gguf_arch]
     name_map = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     mapped = {}
     for name in names:
-        if name == "lm_head.weight" and config.get("tie_word_embeddings", rule_of(config).gguf_arch == "gemma2"):
-            continue
         if name.endswith("rotary_emb.inv_freq"):
             continue
         target = name_map.get_name(name, try_suffixes=(".weight", ".bias"))

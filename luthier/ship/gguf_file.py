@@ -59,6 +59,7 @@ KINDS = {
 """Kinds of file by their name in config `ship.formats`."""
 
 _BLOCK = 32
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FINE = ("token_embd", "output", "attn_v", "attn_output", "ffn_down")
 _F16_MAX = float(np.finfo(np.float16).max)
 _QUANTIZATION_VERSION = 2
@@ -125,7 +126,7 @@ def unpack_gguf(path: Path, like: Path, out: Path) -> Path:
     path, like, out = Path(path), Path(like), Path(out)
     config = read_config(like)
     with SafetensorsFolder(like) as source:
-        names = {target: name for name, target in tensor_names(config, source.names).items()}
+        names = {target: name for name, target in tensor_names(config, _stored_once(config, source)).items()}
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if differing := sorted((set(names) ^ set(stored)) - set(EXTRA_TENSORS)):
         raise ArtifactError(f"{path}: tensors differ from {like}: {', '.join(differing[:5])}")
@@ -216,7 +217,7 @@ def _write_lineage(writer: gguf.GGUFWriter, lineage: GgufLineage, kind: Kind, *,
 def _write_tensors(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], kind: Kind) -> int:
     extras = extra_tensors(config)
     with SafetensorsFolder(folder) as source:
-        names = tensor_names(config, source.names)
+        names = tensor_names(config, _stored_once(config, source))
         plan = {name: _type_of(target, source.shape(name), kind) for name, target in names.items()}
         for name, values in extras.items():
             writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
@@ -230,6 +231,17 @@ def _write_tensors(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any]
         for values in [*extras.values(), *_encoded(source, config, names, plan)]:
             writer.write_tensor_data(values)
     return len(names) + len(extras)
+
+
+def _stored_once(config: dict[str, Any], source: SafetensorsFolder) -> list[str]:
+    """Tensors to store. A head that is the embedding is left out: llama.cpp reads the embedding instead. One that the
+    config calls tied but that holds other numbers stays, as everywhere else in luthier and in transformers.
+    """
+    names = list(source.names)
+    tied = config.get("tie_word_embeddings", rule_of(config).gguf_arch == "gemma2")
+    if tied and {_HEAD, _EMBEDDING} <= set(names) and torch.equal(source.tensor(_HEAD), source.tensor(_EMBEDDING)):
+        names.remove(_HEAD)
+    return names
 
 
 def _encoded(

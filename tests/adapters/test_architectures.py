@@ -53,6 +53,7 @@ def test_adapter_folder_in_peft(tmp_path, arch):
     assert not torch.allclose(tuned, untouched, atol=1e-3)
 
 
+@pytest.mark.known_bug("GC1")
 @pytest.mark.parametrize("arch", sorted(ARCHS))
 def test_gradients_equal_peft(tmp_path, arch):
     """dA and dB of every layer equal PEFT's on the same rows."""

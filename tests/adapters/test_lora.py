@@ -47,6 +47,7 @@ def test_forward_and_gradients_equal_the_textbook(bias, dropout):
     assert layer.weight.grad is None
 
 
+@pytest.mark.known_bug("MM")
 def test_keeps_only_the_input_and_the_small_product():
     """Saved for backward, besides parameters: x and x A'. Nothing as wide as the output, no gradient for W."""
     layer = _layer(bias=False, dropout=0.0)
@@ -59,6 +60,7 @@ def test_keeps_only_the_input_and_the_small_product():
     assert sorted(activations.values()) == [64 * 4, 64 * 24]
 
 
+@pytest.mark.known_bug("LR1")
 def test_half_precision_base_keeps_float32_adapters():
     """A bfloat16 base: bfloat16 out, trained numbers and their gradients in float32, close to the float32 layer."""
     layer = _layer(bias=True, dropout=0.0, dtype=torch.bfloat16)
@@ -156,6 +158,7 @@ def test_counts_what_is_trained():
     assert adapted.share_trainable == pytest.approx(96 / (8 * 16 * 2 + 24 + 96))
 
 
+@pytest.mark.known_bug("CE4", "TE1")
 def test_refusals_name_the_next_move():
     """No match: the nearest name. Rank above width: the layer. The head: leave it out. Twice: load again."""
     model = small_model()

@@ -31,6 +31,7 @@ def _moved(spec: AdapterSpec) -> tuple[SmallModel, torch.Tensor]:
     return model.eval(), model(IDS).logits.detach()
 
 
+@pytest.mark.known_bug("LR1")
 @pytest.mark.parametrize(
     "spec",
     [
@@ -98,6 +99,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_errors(tmp_path):
         load_adapter(_base(), tmp_path)
 
 
+@pytest.mark.known_bug("TE1")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -56,6 +56,7 @@ def served_loss(codec, theirs, messages, turn):
     return -log_p.gather(1, torch.tensor(answer)[:, None]).sum().item()
 
 
+@pytest.mark.known_bug("CX")
 def test_p9_training_loss_is_the_serving_loss(setup):
     codec, model, theirs, their_tokenizer = setup
     sampler = LocalSampler(
@@ -90,6 +91,7 @@ def test_p9_training_loss_is_the_serving_loss(setup):
     assert codec.prompt_ids(plain) == list(theirs_ids)
 
 
+@pytest.mark.known_bug("PK1")
 def test_p10_untrained_labels_and_neighbours_change_nothing(setup):
     codec, model, _, _ = setup
     first, second = (codec.encode(row)[0] for row in ROWS[:2])
@@ -100,12 +102,15 @@ def test_p10_untrained_labels_and_neighbours_change_nothing(setup):
 
     def loss_and_gradient(*rows):
         model.zero_grad()
-        losses = token_losses(model, make_batch(rows))[:num]
+        place = next(i for i, row in enumerate(rows) if row.row_id == first.row_id)
+        start = sum(sum(row.trained) for row in rows[:place])
+        losses = token_losses(model, make_batch(rows))[start : start + num]
         losses.sum().backward()
         return losses.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     base_losses, base_gradient = loss_and_gradient(first, second)
-    for rows in ((relabelled, second), (first, other), (first,)):
+    # Behind its neighbour as well: what comes later is hidden by causality alone.
+    for rows in ((relabelled, second), (first, other), (first,), (second, first), (other, first)):
         losses, gradient = loss_and_gradient(*rows)
         assert torch.allclose(losses, base_losses, rtol=1e-5, atol=1e-6)
         for name, value in base_gradient.items():

@@ -125,6 +125,7 @@ def tokenizer(request, tmp_path_factory):
     return Tokenizer.load(make_family(request.param, tmp_path_factory.mktemp("proof")))
 
 
+@pytest.mark.known_bug("CX")
 @pytest.mark.parametrize(("defective", "named"), DEFECTS, ids=lambda v: getattr(v, "__name__", v))
 def test_defect_is_caught_by_its_obligation(tokenizer, defective, named):
     proof = prove(defective(tokenizer), ROWS)

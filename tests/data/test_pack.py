@@ -22,6 +22,7 @@ def rows(seed: int, num: int = 200) -> list[EncodedRow]:
     return made
 
 
+@pytest.mark.known_bug("PK4")
 @pytest.mark.parametrize("budget", [40, 100, 1024])
 def test_every_row_once_and_within_budget(budget):
     lengths = [len(row.ids) for row in rows(0)]
@@ -39,6 +40,7 @@ def test_epochs_are_deterministic_and_differ():
     assert first != epoch_batches(encoded, 256, seed=3, epoch=1) != epoch_batches(encoded, 256, seed=4, epoch=1)
 
 
+@pytest.mark.known_bug("GA4", "RO")
 def test_batch_equals_the_plain_definition():
     some = rows(2, 9)
     batch = make_batch(some)
@@ -58,6 +60,7 @@ def test_batch_equals_the_plain_definition():
     )
 
 
+@pytest.mark.known_bug("PK2")
 def test_first_token_is_never_a_target():
     batch = make_batch([EncodedRow("a", (5, 6), (True, True)), EncodedRow("b", (7, 8), (True, True))])
     assert batch.keep_K.tolist() == [0, 2] and batch.targets_K.tolist() == [6, 8]

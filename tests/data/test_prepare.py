@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import random
@@ -181,6 +182,7 @@ def test_no_dev_is_refused_or_accepted_by_name(tmp_path):
         run(tmp_path)
 
 
+@pytest.mark.known_bug("PK4", "PK5")
 def test_long_rows_stop_the_run_or_are_set_aside(tmp_path):
     (tmp_path / "a.jsonl").write_text(pairs([*texts(50), " ".join(WORDS[:200])]))
     with pytest.raises(DataError, match=r"1 of 51 rows .* a.jsonl:51 \(203 tokens\)") as caught:
@@ -192,6 +194,28 @@ def test_long_rows_stop_the_run_or_are_set_aside(tmp_path):
         run(tmp_path, sequence_len=4)
     with pytest.raises(DataError):
         run(tmp_path, sequence_len=4, over_length="quarantine")
+
+
+@pytest.mark.known_bug("PK5")
+def test_rows_without_a_trained_token_are_set_aside(tmp_path):
+    """An answer whose every token is masked would be a row of zero loss, or a division by zero."""
+
+    class Masking(WordCodec):
+        def encode(self, row):
+            return [
+                dataclasses.replace(e, trained=(False,) * len(e.ids)) if row.answer == "mute" else e
+                for e in super().encode(row)
+            ]
+
+    muted = json.dumps({"prompt": texts(1, seed=9)[0], "completion": "mute"})
+    (tmp_path / "a.jsonl").write_text(pairs(texts(50)) + muted + "\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    spec = DataSpec(train=("*.jsonl",))
+    summary = prepare(spec, codec=Masking(), sequence_len=512, out=out, base_dir=tmp_path)
+    assert summary.quarantined == {"no trained token": 1} and summary.rows_kept == 50
+    kept = [row for split in ("train", "dev") for row in read_encoded(out, split)]
+    assert kept and all(any(row.trained) for row in kept)
 
 
 def test_too_many_faults_stop_the_run_with_the_first_places(tmp_path):

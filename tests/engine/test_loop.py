@@ -12,6 +12,7 @@ from luthier.losses.sft import sft_loss_sum
 from tests.engine.small import make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
 
 
+@pytest.mark.known_bug("PK4")
 @pytest.mark.parametrize("budget", [20, 60, 400])
 def test_dev_loss_does_not_depend_on_the_batches(budget):
     """Token-weighted over the whole split, dropout off (B4)."""
@@ -26,6 +27,7 @@ def test_dev_loss_does_not_depend_on_the_batches(budget):
     assert got == pytest.approx(one, rel=1e-6)
 
 
+@pytest.mark.known_bug("BE")
 def test_learns_and_says_so(tmp_path):
     """Loss falls on a task that can be learnt; two runs of one seed are equal, of two seeds are not."""
     spec = spec_of(num_epochs=8, learning_rate=0.05, lr_scheduler="cosine")
@@ -90,6 +92,7 @@ def test_window_figures_and_progress(tmp_path):
     assert seen[-1] == (one.steps, one.steps, {"loss", "tokens_per_s", "eta_s"}) and len(seen) == one.steps
 
 
+@pytest.mark.known_bug("PK4")
 def test_result_carries_the_figures_of_the_run(tmp_path):
     """Tokens as the rows say, peak memory, seconds; without a dev split the last step is the best."""
     chosen = rows(24)
@@ -98,6 +101,15 @@ def test_result_carries_the_figures_of_the_run(tmp_path):
     assert result.trained_tokens == 2 * sum(sum(row.trained) for row in chosen)
     assert result.peak_bytes > 50_000_000 and result.seconds > 0
     assert result.best_step == result.steps == result.total_steps and result.best_metric is None
+
+
+@pytest.mark.known_bug("GA3")
+def test_speed_is_all_tokens_of_a_step_over_its_time(tmp_path):
+    """tokens_per_s with accumulation: every micro-batch of every step counts once, and time is not counted twice."""
+    result = run(small_model(), spec_of(gradient_accumulation_steps=3), tmp_path, dev_set=None)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["num_tokens"] == result.tokens == 2 * sum(len(row.ids) for row in rows(24))
+    assert last["tokens_per_s"] == pytest.approx(result.tokens / result.seconds, rel=1e-6)
 
 
 def test_max_steps_ends_inside_an_epoch(tmp_path):

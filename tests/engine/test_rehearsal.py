@@ -25,6 +25,7 @@ def _tensors(run_dir, step):
     return {f"{n}.{k}": t for n in names for k, t in checkpoint.load_file(folder / f"{n}.safetensors").items()}
 
 
+@pytest.mark.known_bug("GC2")
 @pytest.mark.parametrize("resumed", [False, True])
 def test_training_with_and_without_it_is_the_same_bit_for_bit(tmp_path, resumed):
     """Dropout, moments, generators: every tensor of the last checkpoint, on a fresh start and on a resumed one."""

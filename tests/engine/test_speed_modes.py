@@ -3,18 +3,24 @@
 import json
 
 import pytest
+import torch
 
 from luthier.adapters.lora import apply_lora
+from luthier.adapters.peft_files import save_adapter
 from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
 from luthier.config.adapter import AdapterSpec
 from luthier.config.train import TrainSpec
 from luthier.data.pack import epoch_batches, make_batch
+from luthier.engine.evaluation import dev_loss
 from luthier.engine.loop import train
 from luthier.losses.sft import sft_loss_sum
-from luthier.models.int8 import to_int8
+from luthier.models.int8 import load_frozen, to_int8
 from luthier.models.load import load_model
+from luthier.ship.merge import merge
 from luthier.types import Row
+from tests.engine.small import rows as small_rows
+from tests.ship.bases import sharp_base
 
 # dtype -> how far the loss of a step, and the final dev loss, may be from float32's (docs/speed.md says the same)
 BOUNDS = {"bfloat16": (0.02, 0.01), "int8": (0.06, 0.02)}
@@ -69,3 +75,31 @@ def test_a_faster_dtype_learns_the_same(curve, dtype):
     for got, wanted in zip(losses, expected, strict=True):
         assert abs(got / wanted - 1) < step_bound
     assert abs(dev / expected_dev - 1) < dev_bound
+
+
+@pytest.mark.known_bug("MG1")
+def test_an_adapter_trained_on_int8_is_as_good_on_the_float32_weights_it_ships_with(tmp_path):
+    """What is merged is W + s B A of the float32 W, not of the rounded one that was trained on: both dev losses are
+    taken, the gap is small beside what was learnt, and the adapter really saw other weights.
+    """
+    base = sharp_base(tmp_path / "base")
+    learnt, dev = small_rows(24), small_rows(24)
+    sample, cpu = make_batch(learnt[:8]), torch.device("cpu")
+    model = load_frozen(base, dtype="int8", sample=sample)
+    assert model.note == ""
+
+    def loss_of(some):
+        return dev_loss(some, sft_loss_sum, dev, [range(24)], make_batch, cpu, lambda: False)
+
+    untrained = loss_of(model)
+    apply_lora(model, AdapterSpec(lora_r=4), seed=0)
+    train(
+        model, sft_loss_sum, TrainSpec(micro_batch_tokens=160, num_epochs=6, learning_rate=1e-2), train_set=learnt,
+        dev_set=None, make_batch=make_batch, plan_epoch=epoch_batches, run_dir=tmp_path / "run",
+    )  # fmt: skip
+    trained_on = loss_of(model)
+    save_adapter(model, tmp_path / "adapter", AdapterSpec(lora_r=4), "tiny")
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    shipped = loss_of(load_model(tmp_path / "merged"))
+    assert trained_on != shipped and trained_on < 0.7 * untrained
+    assert abs(shipped - trained_on) < 0.05 * (untrained - trained_on)

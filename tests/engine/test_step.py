@@ -6,14 +6,19 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from luthier.adapters.lora import apply_lora
+from luthier.config.adapter import AdapterSpec
+from luthier.engine.evaluation import dev_loss
 from luthier.engine.inputs import StepPlan, batches_of
 from luthier.engine.optimizers import make_adamw
 from luthier.engine.step import NonFinite, train_step
 from luthier.errors import TrainError
 from luthier.losses.sft import sft_loss_sum
+from luthier.models.load import load_model
 from luthier.types import EncodedRow
-from tests.engine.small import make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
+from tests.engine.small import VOCAB, make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
 
 
 def _one_step(model, micro_batches, chosen, **changes):
@@ -39,6 +44,7 @@ def _manual(model, chosen):
     return (total / count).item(), count
 
 
+@pytest.mark.known_bug("GA1", "GA2", "GA4")
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 def test_micro_batches_change_nothing(width):
     """(8 rows in one batch) = (one by one) = pairs = a ragged last window: loss, norm and every gradient (B1, B2,
@@ -64,8 +70,11 @@ def test_micro_batches_change_nothing(width):
             assert got.grad is None, name
 
 
+@pytest.mark.known_bug("GA3")
 def test_last_window_of_an_epoch_is_divided_by_its_own_tokens(tmp_path):
-    """5 micro-batches at 3 a step: the second step holds 2 and its loss is the mean over their tokens (GA3)."""
+    """5 micro-batches at 3 a step: the second step holds 2; its loss and gradients are those of the mean over their
+    tokens (GA3).
+    """
     chosen = rows(5, seed=3)
     spec = spec_of(micro_batch_tokens=8, gradient_accumulation_steps=3, num_epochs=1, learning_rate=1e-9)
 
@@ -75,11 +84,69 @@ def test_last_window_of_an_epoch_is_divided_by_its_own_tokens(tmp_path):
     plan = StepPlan(chosen, one_by_one, spec)
     assert [len(step.micro_batches) for step in plan.steps_from(0, 0)] == [3, 2] and plan.total_steps == 2
     run(small_model(), spec, tmp_path, train_set=chosen, dev_set=None, plan_epoch=one_by_one)
-    logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for got, part in zip(logged, (chosen[:3], chosen[3:]), strict=True):
-        assert got == pytest.approx(_manual(small_model(), part)[0], rel=1e-6)
+        reference = small_model()
+        assert got["loss"] == pytest.approx(_manual(reference, part)[0], rel=1e-6)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters() if p.grad is not None])
+        assert got["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
+@pytest.mark.known_bug("GA3")
+def test_a_micro_batch_without_trained_tokens_counts_for_nothing():
+    """First, in the middle, last: loss and gradients are those of the other rows, and nothing is divided by 0. The same
+    for the dev loss.
+    """
+    silent = EncodedRow("mute", (1, 2, 3, 4), (False,) * 4)
+    spoken = rows(2, seed=4)
+    model, reference, cpu = small_model(), small_model(), torch.device("cpu")
+    loss, count = _manual(reference, spoken)
+    in_between = [silent, spoken[0], silent, spoken[1], silent]
+    figures = _one_step(model, [[0], [1], [2], [3], [4]], in_between, max_grad_norm=None)
+    assert figures.loss == pytest.approx(loss, rel=1e-6) and figures.num_trained == count
+    for (name, got), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=name)
+    dev = dev_loss(small_model(), sft_loss_sum, [*spoken, silent], [[2], [0], [1]], make_batch, cpu, lambda: False)
+    assert dev == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.known_bug("GA2")
+def test_the_divisor_does_not_depend_on_the_model_class(tmp_path):
+    """GPT-NeoX, through transformers: five micro-batches or one, the gradients of the token mean."""
+    torch.manual_seed(0)
+    shapes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCAB, **shapes)).save_pretrained(tmp_path)
+    chosen, gradients = rows(5, seed=4), []
+    for micro_batches in ([[0, 1, 2, 3, 4]], [[0], [1], [2], [3], [4]]):
+        model = load_model(tmp_path)
+        figures = _one_step(model, micro_batches, chosen, max_grad_norm=None)
+        loss, count = _manual(AutoModelForCausalLM.from_pretrained(tmp_path), chosen)
+        assert (figures.loss, figures.num_trained) == (pytest.approx(loss, rel=1e-5), count)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path)
+    _manual(reference, chosen)
+    for name, p in reference.named_parameters():
+        for got in gradients:
+            torch.testing.assert_close(got[name], p.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.known_bug("OP")
+def test_updates_far_below_the_rounding_step_of_a_half_precision_base_are_kept(tmp_path, tiny_base):
+    """bfloat16 keeps 8 bits: a weight of 0.1 would not feel an update of 1e-6. Adapters are float32 and do."""
+    model = load_model(tiny_base, dtype="bfloat16")
+    adapted = apply_lora(model, AdapterSpec(lora_r=4), seed=1)
+    torch.manual_seed(2)
+    for layer in adapted.layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    before = weights_of(model)
+    run(model, spec_of(max_steps=2, learning_rate=1e-6, lr_scheduler="constant"), tmp_path, dev_set=None)
+    for name, weight in weights_of(model).items():
+        moved = (weight - before[name]).abs()
+        assert (moved > 0).float().mean() > 0.95 and moved.max() < 1e-5, name
+
+
+@pytest.mark.known_bug("GC1")
 def test_every_adapter_moves_and_nothing_else_does(tmp_path):
     """After two steps every lora_A and lora_B has moved (GC1, B17); the base is untouched, bit for bit."""
     model = small_model()

@@ -59,6 +59,31 @@ def test_json_holds_everything(folder):
     assert value["workload"]["num_rows"] == 96  # 0.8 of 120
 
 
+def test_rows_that_training_never_sees_are_not_counted(folder):
+    with open(folder / "rows.jsonl", "a") as file:
+        for i in range(40):
+            file.write(json.dumps({"prompt": f"{100 + i} " * 900, "completion": "x"}) + "\n")
+    for kept, words in (("error", "prepare refuses"), ("quarantine", "prepare sets aside")):
+        work = json.loads(plan(folder, "--json", "--set", f"data.over_length={kept}").stdout)["workload"]
+        assert work["longest"] < 1024 and work["peak"]["num_tokens"] <= 1024 and words in work["source"]
+        assert work["num_rows"] == 96  # 0.8 of the 120 that fit
+    none = plan(folder, "--set", "train.sequence_len=8")
+    assert none.returncode == 2 and "every row is longer than train.sequence_len = 8" in none.stderr
+
+
+def test_never_is_said_and_is_null_in_json(folder):
+    free = [part for kind in ("input", "output", "embedding") for part in ("--assume", f"{kind}_usd_per_million=0")]
+    months = ("--monthly-requests", "9", *free)
+    said = plan(folder, *months)
+    assert said.returncode == 0 and "never cheaper than few-shot by API" in said.stdout
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    value = json.loads(plan(folder, "--json", *months).stdout, parse_constant=refuse)
+    assert value["break_even_requests"]["few-shot by API"] is None
+
+
 def test_a_known_base_needs_no_folder(folder):
     done = plan(folder, "--set", "model.base=meta-llama/Llama-2-7b-hf", "--machine", "a10g", "--json")
     assert done.returncode == 0, done.stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
-from luthier.errors import Interrupted, TrainError
+from luthier.errors import ConfigError, Interrupted, TrainError
 from luthier.jobs import machine
 from luthier.jobs import train as train_job
 from luthier.losses.registry import LOSSES
@@ -58,7 +58,8 @@ def test_the_machine_is_probed_said_and_recorded_but_is_no_part_of_the_key(proje
     )
     folder, facts = trained(project)
     assert facts["machine"]["probed"] and facts["machine"]["rates_gflops"]["float32"] > 0
-    assert json.loads((tmp_path / "cache" / "machine.json").read_text()) == facts["machine"]
+    (kept,) = (tmp_path / "cache").glob("machine-*.json")
+    assert json.loads(kept.read_text()) == facts["machine"]
     assert facts["dtype"] == "float32" and "machine" not in read_manifest(folder)["inputs"]
 
 
@@ -100,6 +101,38 @@ def test_a_base_whose_sizes_have_other_names_is_trained_unprobed(tmp_path, luthi
     assert result.exit_code == 0, (result.output, result.exception)
     assert "not probed" in result.output and trained(project)[1]["machine"] is None
     assert trained(project)[1]["dtype"] == "float32"
+
+
+def test_a_probe_that_cannot_be_kept_is_said_and_the_training_goes_on(project, luthier, monkeypatch, tmp_path):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "machine-64x128.json").mkdir(parents=True)  # stands in its way, whoever the user is
+    result = luthier("train", "-c", project, *QUICK)
+    assert result.exit_code == 0, (result.output, result.exception)
+    said = " ".join(result.output.split())
+    assert "the probe's figures cannot be kept for luthier plan" in said and "GFLOP/s" in said
+    assert trained(project)[1]["machine"]["probed"]
+    refused = luthier("plan", "-c", project, "--probe")
+    assert isinstance(refused.exception, ConfigError) and "LUTHIER_CACHE" in refused.exception.hint
+
+
+@pytest.mark.parametrize("dtype", ["int8", "auto"])
+def test_the_record_of_a_base_that_cannot_be_int8_does_not_claim_it(tmp_path, luthier, monkeypatch, dtype):
+    base = tmp_path / "neox"
+    config = GPTNeoXConfig(
+        vocab_size=make_tokenizer(base), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(base)
+    rates = {"float32": 10.0, "bfloat16": 10.0, "int8": 1000.0}
+    probed = machine.probe_machine
+    monkeypatch.setattr(
+        machine, "probe_machine", lambda *about: dataclasses.replace(probed(*about), rates_gflops=rates)
+    )
+    project = write_project(tmp_path, base, make_texts(60, seed=3))
+    result = luthier("train", "-c", project, *QUICK, "--set", f"model.dtype={dtype}")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert trained(project)[1]["dtype"] == "float32" and "would be faster" not in result.output
+    assert ("int8 needs luthier's own decoder" in " ".join(result.output.split())) is (dtype == "int8")
 
 
 def test_profile_writes_its_files_and_leaves_the_training_as_it_is(project, luthier):

@@ -70,6 +70,7 @@ def _worst(got, expected):
     return worst
 
 
+@pytest.mark.known_bug("DO3", "LR1")
 @pytest.mark.parametrize("knob", KNOBS)
 def test_joined_float32_equals_the_textbook_and_the_layers_one_by_one(knob):
     """Value, dX, every dA and dB; and the joined path was really taken."""
@@ -87,6 +88,7 @@ def test_joined_float32_equals_the_textbook_and_the_layers_one_by_one(knob):
     assert _worst(apart, textbook) < 2e-6
 
 
+@pytest.mark.known_bug("DO3", "LR1", "QN")
 @pytest.mark.parametrize("knob", KNOBS)
 def test_int8_honours_every_knob(knob):
     """Against the textbook with the float32 weights: rounding to 8 bits may cost 2% of the largest magnitude, in the
@@ -111,6 +113,7 @@ def _undropped(layer):
     return layer
 
 
+@pytest.mark.known_bug("DO3", "LR1")
 @pytest.mark.parametrize("knob", KNOBS)
 def test_half_precision_honours_every_knob(knob):
     """bfloat16 weights: within bfloat16's own rounding of the textbook over the same rounded weights."""
@@ -154,6 +157,7 @@ def test_a_stack_s_weights_are_views_and_go_stale_safely():
     torch.testing.assert_close(project(x, layers), expected)
 
 
+@pytest.mark.known_bug("LR1")
 def test_what_cannot_be_joined_is_called_one_by_one_and_says_why():
     """A foreign module in a layer's place, a hook, a trained weight."""
 
@@ -189,6 +193,7 @@ def test_what_cannot_be_joined_is_called_one_by_one_and_says_why():
     assert trained[0].weight.grad is not None
 
 
+@pytest.mark.known_bug("QN")
 @pytest.mark.parametrize(("num_tokens", "magnitude"), itertools.product((1, 64, 65), (1e-3, 1.0, 1e4)))
 def test_int8_products_are_exact_products_of_the_rounded_operands(num_tokens, magnitude):
     """Nothing is lost beyond the rounding to 8 bits: integer sums are exact, padding rows do not leak in."""
@@ -227,3 +232,28 @@ def test_int8_evens_out_channels_that_are_far_larger():
     plain, evened = error(Int8Weight(weight)), error(Int8Weight(weight, x.abs().amax(0)))
     assert evened < 0.5 * plain
     assert evened < 0.01
+
+
+@pytest.mark.known_bug("IN3")
+def test_half_precision_gradients_of_many_micro_batches_add_up():
+    """400 equal micro-batches give 400 times one's gradient: a bfloat16 sum would stand still from the 256th on."""
+    layers = _layers(ranks=(4, 4, 4), dtype=torch.bfloat16)
+    stack_layers(layers)
+    x, dy = torch.randn(3, WIDTH).bfloat16(), torch.randn(3, sum(OUTS)).bfloat16()
+    trained = [p for layer in layers for p in (layer.lora_A, layer.lora_B)]
+    once = torch.autograd.grad(project(x, layers), trained, dy)
+    for _ in range(400):
+        project(x, layers).backward(dy)
+    for p, single in zip(trained, once, strict=True):
+        torch.testing.assert_close(p.grad, 400 * single, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.known_bug("QN")
+@pytest.mark.parametrize(("num_out", "width"), [(13, 37), (2, 5), (17, 16), (64, 129)])
+def test_int8_takes_sides_that_are_multiples_of_nothing(num_out, width):
+    """Both products: no column and no row is left out, whatever the step of the hardware's products."""
+    torch.manual_seed(0)
+    weight, x, dy = torch.randn(num_out, width), torch.randn(7, width), torch.randn(7, num_out)
+    held = Int8Weight(weight)
+    for got, expected in ((held.times(x, None), x @ weight.t()), (held.times_back(dy), dy @ weight)):
+        assert got.shape == expected.shape and (got - expected).abs().max() < 0.03 * expected.abs().max()

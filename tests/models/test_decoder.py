@@ -16,11 +16,22 @@ def all_logits(model, docs):
     return model.head(model.hidden(batch)).split([len(d) for d in docs])
 
 
+@pytest.mark.known_bug("PK1", "PK3", "CE5", "RO")
 def test_logits_equal_transformers(arch_model, arch_folder):
     assert isinstance(arch_model, Decoder)
     docs = documents(LENGTHS)
     with torch.no_grad():
         for got, want in zip(all_logits(arch_model, docs), oracle_logits(oracle(arch_folder), docs), strict=True):
+            assert relative(got, want) < 1e-5
+
+
+@pytest.mark.known_bug("PK3")
+def test_documents_of_one_token_stay_apart(matrix_folder):
+    """Their positions are 0, 0, 0: only the bounds tell them apart, and the bounds are what counts."""
+    folder, docs = matrix_folder("llama-gqa-tied"), documents([1, 1, 1, 6, 1])
+    with torch.no_grad():
+        wanted = oracle_logits(oracle(folder), docs)
+        for got, want in zip(all_logits(load_model(folder), docs), wanted, strict=True):
             assert relative(got, want) < 1e-5
 
 
@@ -39,6 +50,7 @@ def test_gradients_equal_transformers(arch_model, arch_folder):
         assert relative(parameter.grad, wanted[name].grad) < 1e-5, name
 
 
+@pytest.mark.known_bug("PK1")
 def test_documents_do_not_see_each_other(arch_model):
     """Perturbing one document leaves every other one's logits bitwise equal, and its gradient does not reach them."""
     docs = documents(LENGTHS)
@@ -88,6 +100,7 @@ def test_half_precision_stays_close(matrix_folder):
                 assert a.dtype == torch.bfloat16 and relative(a.float(), b) < 0.1
 
 
+@pytest.mark.known_bug("CE4")
 def test_a_replaced_linear_is_called(matrix_folder):
     """Adapters swap nn.Linear modules in place; the decoder must go through whatever stands there."""
 

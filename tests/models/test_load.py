@@ -65,6 +65,7 @@ def test_tied_head(folder):
     assert torch.equal(logits(load_model(folder), docs), before)
 
 
+@pytest.mark.known_bug("TE1")
 def test_two_different_heads_stay_apart_as_in_transformers(folder):
     edit_weights(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2}))
     model, docs = load_model(folder), documents([6])

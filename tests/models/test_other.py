@@ -3,7 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+)
 
 from luthier.models.load import load_model
 from luthier.models.other import TransformersModel
@@ -27,6 +34,7 @@ def folder(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.known_bug("PK1", "CE5")
 def test_equals_transformers(folder):
     model, reference, docs = load_model(folder), oracle(folder), documents([9, 4, 13])
     assert isinstance(model, TransformersModel) and "model type" in model.note
@@ -43,6 +51,7 @@ def test_equals_transformers(folder):
     assert model.num_parameters == reference.num_parameters()
 
 
+@pytest.mark.known_bug("CE4")
 def test_every_replaced_linear_is_called(folder):
     """Also the output head, which hangs on the model itself."""
     docs = documents([5])
@@ -62,3 +71,24 @@ def test_sampler_runs_it(folder):
     for prompt, got in zip(prompts, sampler.sample_ids(prompts, max_new_tokens=6), strict=True):
         want = reference.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :]
         assert list(got.ids) == want.tolist()
+
+
+@pytest.mark.known_bug("PK4")
+def test_a_layer_with_a_state_does_not_hand_it_to_the_next_document(tmp_path):
+    """LFM2's short convolutions reach back over tokens as attention masks do not forbid: packed rows equal rows by
+    themselves, and another first document changes no bit of the second one.
+    """
+    torch.manual_seed(0)
+    config = Lfm2Config(**_SHAPES, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    model, docs = load_model(tmp_path), documents([9, 4, 13])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        every = [list(range(len(d))) for d in docs]
+        packed = model.hidden(pack(docs, every)).split([len(d) for d in docs])
+        other = model.hidden(pack([documents([9], seed=5)[0], *docs[1:]], every)).split([len(d) for d in docs])
+        for place, doc in enumerate(docs):
+            alone = model.inner(input_ids=torch.tensor([doc]), use_cache=False).logits[0]
+            assert relative(packed[place], alone) < 1e-5
+            assert torch.equal(packed[place], other[place]) == (place != 0)

@@ -182,3 +182,22 @@ def test_score_and_score_texts_go_through_the_encoders(matrix_folder, monkeypatc
     assert [n for _, n in sums] == [len(t.encode()) for t in texts] and sums[2][0] == sums[3][0] == 0.0
     alone = [scorer.score_texts([t])[0][0] for t in texts]
     assert [s for s, _ in sums] == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.known_bug("GC4")
+def test_a_model_that_has_sampled_can_be_trained(arch_folder):
+    """Tables and caches that sampling makes first, in inference mode, must not spoil the training that follows: same
+    loss and gradients as a model that never sampled.
+    """
+    docs, gradients = documents([9, 33, 2]), []
+    for samples in (True, False):
+        model = load_model(arch_folder)
+        if samples:
+            local(model).sample_ids(docs, max_new_tokens=3)
+            for doc in docs:
+                local(model).score_ids([(doc, 1)])
+        for batch in (pack(docs), *(pack([doc]) for doc in docs), *(pack([doc[:-1]]) for doc in docs[:2])):
+            model.head(model.hidden(batch)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert not gradient.is_inference() and torch.equal(gradient, gradients[1][name]), name

@@ -140,6 +140,7 @@ def test_longrope_goes_by_the_whole_row(matrix_folder, prefix, kernel_calls):
         assert bool(kernel_calls) == (min(lengths) > 20 or max(lengths) <= 20)
 
 
+@pytest.mark.known_bug("PK1")
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "gemma2", "mistral-window"])
 def test_children_do_not_see_each_other(matrix_folder, name):
     """Other tokens in one child: every other row's hidden states stay bitwise what they were."""

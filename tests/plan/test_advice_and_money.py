@@ -6,14 +6,17 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
+from luthier.models.spec import _FAMILIES
 from luthier.plan.activations import MicroBatch
 from luthier.plan.advise import cheapest_change, dtypes_on_offer
 from luthier.plan.known import known_shapes
-from luthier.plan.machines import GIB, machine_named, read_catalogue, this_machine, usable_memory_bytes
+from luthier.plan.linears import OWN_MODELS
+from luthier.plan.machines import GIB, machine_named, probe_file, read_catalogue, this_machine, usable_memory_bytes
 from luthier.plan.money import ServingAssumptions, assumptions, break_even_requests, money, monthly_costs
 from luthier.plan.predict import num_evaluations, predict
 from luthier.plan.workload import Workload, estimate, resized
@@ -92,6 +95,22 @@ def test_steps_and_evaluations_follow_the_loop():
     assert work.num_steps(project(max_steps=7).train) == 7
 
 
+def test_int8_is_planned_only_where_it_runs():
+    """Another architecture runs through transformers, in float32 when int8 is asked for; auto does not pick it."""
+    assert set(OWN_MODELS) == set(_FAMILIES)
+    ours = known_shapes("smollm2-135m")
+    assert ours is not None
+    other, spec = replace(ours, model_type="gpt_neox"), project()
+    quick = replace(MACHINE, rates_gflops={"float32": 30.0, "bfloat16": 30.0, "int8": 1e5}, bandwidth_gb_s=1e6)
+    for asked, here, there in (("int8", "int8", "float32"), ("auto", "int8", "float32"), ("bfloat16",) * 3):
+        asking = spec.model_copy(update={"model": spec.model.model_copy(update={"dtype": asked})})
+        found = [predict(shapes, asking, workload(spec), quick).dtype for shapes in (ours, other)]
+        assert found == [here, there]
+    named = spec.adapter.model_copy(update={"lora_target_modules": ("query_key_value",)})
+    with pytest.raises(ConfigError, match="does not know the layers of 'gpt_neox'"):
+        predict(other, spec.model_copy(update={"adapter": named}), workload(spec), MACHINE)
+
+
 def test_money():
     catalogue = read_catalogue()
     assert money(7200, catalogue["a100-40"]) == pytest.approx(8.0)
@@ -117,7 +136,7 @@ def test_an_api_that_is_nearly_free_never_loses():
 
 
 @pytest.mark.parametrize(
-    "text", ["input_usd_per_milion=2", "shots=many", "shots", "answer_tokens=-1", "requests_per_s=0"]
+    "text", ["input_usd_per_milion=2", "shots=many", "shots", "answer_tokens=-1", "requests_per_s=0", "shots=2.5"]
 )
 def test_bad_assumptions(text):
     with pytest.raises(ConfigError) as error:
@@ -149,11 +168,38 @@ def test_bad_catalogue(tmp_path, text):
         read_catalogue(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"device": "tpu"}, "cpu or cuda"),
+        ({"peak_tflops": {"float32": 0}}, "rate of float32"),
+        ({"peak_tflops": {}}, "no rate"),
+        ({"memory_gib": float("inf")}, "infinity"),
+        ({"bandwidth_gb_s": -1}, "bandwidth"),
+        ({"usd_per_hour": -1}, "price"),
+    ],
+)
+def test_a_machine_of_impossible_figures_is_refused(tmp_path, change, named):
+    entry = {"title": "x", "device": "cpu", "memory_gib": 4, "peak_tflops": {"float32": 1}, "bandwidth_gb_s": 9}
+    (tmp_path / "machines.yaml").write_text(yaml.safe_dump({"box": entry | {"usd_per_hour": 1} | change}))
+    with pytest.raises(ConfigError, match=named):
+        read_catalogue(tmp_path)
+
+
 def test_a_probe_is_read_back_and_a_torn_one_is_not(tmp_path):
-    (tmp_path / "machine.json").write_text(json.dumps(asdict(replace(MACHINE, probed=True))))
-    assert this_machine(tmp_path) == replace(MACHINE, probed=True)
-    (tmp_path / "machine.json").write_text('{"name": "x"')
-    default = this_machine(tmp_path, num_threads=3)
+    shapes = known_shapes("smollm2-135m")
+    path = probe_file(shapes, tmp_path)
+    path.write_text(json.dumps(asdict(replace(MACHINE, probed=True))))
+    assert this_machine(shapes, tmp_path) == replace(MACHINE, probed=True)
+    other = this_machine(replace(shapes, hidden_size=64), tmp_path)
+    assert not other.probed, "a probe at another base's shapes says nothing about this one"
+    assert this_machine(shapes, tmp_path, num_threads=MACHINE.num_threads).probed
+    assert not this_machine(shapes, tmp_path, num_threads=MACHINE.num_threads + 1).probed, "other threads, other rates"
+    for torn in ({"device": "tpu"}, {"rates_gflops": {"float32": "x"}}, {"rates_gflops": [1]}, {"bandwidth_gb_s": 0}):
+        path.write_text(json.dumps(asdict(replace(MACHINE, probed=True)) | torn))
+        assert not this_machine(shapes, tmp_path).probed, torn
+    path.write_text('{"name": "x"')
+    default = this_machine(shapes, tmp_path, num_threads=3)
     assert not default.probed and default.num_threads == 3
     assert default.memory_bytes == usable_memory_bytes()
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import ArtifactError
+from luthier.models.load import load_model
 from luthier.ship.merge import merge
 from tests.ship.bases import ARCHS, load, sharp_base
 
@@ -38,6 +39,7 @@ def adapter(base, tmp_path_factory):
     return make_adapter(base, tmp_path_factory.mktemp("merge") / "adapter")
 
 
+@pytest.mark.known_bug("MG2")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_merge_equals_peft(arch, tmp_path):
     base = sharp_base(tmp_path / "base", arch)
@@ -56,6 +58,7 @@ def test_merge_equals_peft(arch, tmp_path):
     assert report.changed_share > 0.99 and report.max_delta > 0 and report.lost_share < 1e-4
 
 
+@pytest.mark.known_bug("MG2")
 def test_scales_and_patterns_are_peft_s(base, tmp_path):
     settings = {
         "use_rslora": True,
@@ -67,6 +70,22 @@ def test_scales_and_patterns_are_peft_s(base, tmp_path):
     theirs = PeftModel.from_pretrained(load(base), adapter).merge_and_unload().state_dict()
     for name, weight in load(tmp_path / "merged").state_dict().items():
         torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.known_bug("TE1")
+def test_a_head_that_the_config_calls_tied_but_is_not_stays_its_own(base, tmp_path):
+    """Weights hold another head than the embedding, config.json says tied: the merged head is the base's head, in plain
+    transformers and in luthier, and not the embedding.
+    """
+    apart = shutil.copytree(base, tmp_path / "apart")
+    weights = load_file(apart / "model.safetensors")
+    assert json.loads((apart / "config.json").read_text())["tie_word_embeddings"] and "lm_head.weight" not in weights
+    head = torch.randn_like(weights["model.embed_tokens.weight"])
+    save_file(weights | {"lm_head.weight": head}, apart / "model.safetensors", metadata={"format": "pt"})
+    merge(apart, make_adapter(apart, tmp_path / "adapter"), tmp_path / "merged")
+    for model in (load(tmp_path / "merged"), load_model(tmp_path / "merged")):
+        assert torch.equal(model.lm_head.weight, head)
+        assert torch.equal(model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
 def test_folder_is_complete_and_names_every_stop(base, adapter, tmp_path):
@@ -136,6 +155,7 @@ def _with_dora(weights):
     return weights | {"base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector.weight": torch.ones(128)}
 
 
+@pytest.mark.known_bug("TE1", "MG2")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -154,6 +174,7 @@ def test_broken_weights_are_named(base, adapter, tmp_path, change, words):
         merge(base, broken, tmp_path / "merged")
 
 
+@pytest.mark.known_bug("TE1")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

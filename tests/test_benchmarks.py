@@ -1,0 +1,40 @@
+"""A speed is measured on runs that learn: what the benchmark's own checks refuse."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+LUTHIER = {"kind": "luthier", "dtype": "float32"}
+
+
+@pytest.fixture
+def benchmark_checks(monkeypatch):
+    """benchmarks/sft_vs_trl.py as a module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("sft_vs_trl", FOLDER / "sft_vs_trl.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.known_bug("BE")
+@pytest.mark.parametrize("norms", [[0.0, 0.0], [1.2, 0.0], [1.2, float("nan")]])
+def test_a_run_without_gradients_is_not_a_measurement(benchmark_checks, norms):
+    benchmark_checks.check_learning({"grad_norms": [1.2, 0.4]}, LUTHIER)
+    with pytest.raises(SystemExit, match="luthier float32: a gradient norm is not above zero"):
+        benchmark_checks.check_learning({"grad_norms": norms}, LUTHIER)
+
+
+@pytest.mark.known_bug("BE")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_whose_loss_stands_still_is_not_a_measurement(benchmark_checks, dtype):
+    job, reference = LUTHIER | {"dtype": dtype}, {"losses": [2.0, 1.6, 1.2]}
+    off = benchmark_checks.curve_distance({"losses": [2.0, 1.601, 1.199]}, reference)
+    benchmark_checks.check_curve(off, job)
+    assert 0 < off < 1e-3
+    off = benchmark_checks.curve_distance({"losses": [2.0, 2.0, 2.0]}, reference)
+    with pytest.raises(SystemExit, match=r"the loss curve is 66\.67% off float32"):
+        benchmark_checks.check_curve(off, job)
