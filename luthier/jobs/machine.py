@@ -11,8 +11,9 @@ import torch
 from luthier.bases.shapes import Shapes
 from luthier.config.load import Project
 from luthier.errors import ConfigError
-from luthier.models.probe import pick_dtype, probe_machine
+from luthier.models.probe import probe_machine
 from luthier.models.spec import NotOurs, read_config, spec_from_config
+from luthier.plan.dtype import fastest_dtype
 from luthier.plan.machines import probe_file, usable_memory_bytes
 from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
@@ -55,12 +56,12 @@ def as_used_by(base: Path, profile: MachineProfile) -> MachineProfile:
 def dtype_for(project: Project, profile: MachineProfile) -> str:
     """model.dtype, with auto decided by the probe."""
     dtype = project.spec.model.dtype
-    return pick_dtype(profile) if dtype == "auto" else dtype
+    return fastest_dtype(profile) if dtype == "auto" else dtype
 
 
 def describe(profile: MachineProfile, dtype: str) -> str:
     """One line for the console."""
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in profile.rates_gflops.items())
-    fastest = pick_dtype(profile)
+    fastest = fastest_dtype(profile)
     advice = "" if fastest == dtype else f"; model.dtype: {fastest} would be faster, within its published bound"
     return f"this machine multiplies at {rates} GFLOP/s at this model's shapes; training in {dtype}{advice}"

@@ -5,7 +5,7 @@ Nothing here needs torch, builds a stage or writes a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,22 +14,21 @@ import numpy as np
 from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
 from luthier.config.load import Project
-from luthier.config.project import ProjectSpec
 from luthier.data.items import Item
 from luthier.data.load import Loader, look
-from luthier.data.pack import epoch_batches, make_batch, make_shared_batch, measure_sharing, plan_packs
+from luthier.data.pack import epoch_batches, plan_packs
 from luthier.data.quarantine import Quarantine
 from luthier.data.sources import Source, find_sources
-from luthier.data.stored import EncodedSet, read_encoded
+from luthier.data.stored import read_encoded
 from luthier.errors import ArtifactError, DataError, LuthierError
+from luthier.jobs.sharing import decide
 from luthier.plan.activations import MicroBatch
 from luthier.plan.workload import CHARS_PER_TOKEN, Workload, estimate
 from luthier.store.publish import digest_file, read_manifest
-from luthier.types import Batch, EncodedRow
+from luthier.types import Batch
 
 SAMPLE_ROWS = 200
 SAMPLE_BATCHES = 64
-SHARING_BATCHES, SHARING_WORTH = 100, 0.05  # as jobs/sharing.py
 MAX_PACKED_ROWS = 20_000
 MAX_READ_BYTES = 64 << 20  # of larger files only the first rows are read
 _BY_CHARS = f"{CHARS_PER_TOKEN:g} characters a token"
@@ -69,8 +68,9 @@ def _counted(project: Project, folder: Path) -> Workload:
     sizes = [int(rows.lengths[pack].sum()) for pack in packs]
     spread = {round(x) for x in np.linspace(0, len(packs) - 1, min(SAMPLE_BATCHES, len(packs)))}
     fullest = sorted(range(len(packs)), key=lambda i: -sizes[i])[:8]
-    lay_out, computed = _layout(project.spec, rows, packs)
-    batches = {i: lay_out([rows[j] for j in packs[i]]) for i in spread | set(fullest)}
+    layout = decide(project.spec, rows, packs)
+    computed = 1 - layout.share_saved
+    batches = {i: layout.lay_out([rows[j] for j in packs[i]]) for i in spread | set(fullest)}
     mean = [_micro(batches[i]) for i in sorted(spread)]
     largest = [_micro(batch) for batch in batches.values()]
     return Workload(
@@ -94,20 +94,6 @@ def _counted(project: Project, folder: Path) -> Workload:
         source=f"counted on the prepared data ({folder.name})",
         is_exact=True,
     )
-
-
-def _layout(
-    spec: ProjectSpec, rows: EncodedSet, packs: Sequence[Sequence[int]]
-) -> tuple[Callable[[Sequence[EncodedRow]], Batch], float]:
-    """(how batches are laid out, share of the rows' tokens that is computed): a prefix shared by rows counts once where
-    training shares it, by the rule of jobs/sharing.py."""
-    mode = spec.train.share_prefix
-    if mode == "never" or (spec.adapter.lora_dropout and mode != "always"):
-        return make_batch, 1.0
-    sharing = measure_sharing(rows, packs[:SHARING_BATCHES])
-    if not sharing.rows_sharing or (sharing.share_saved < SHARING_WORTH and mode != "always"):
-        return make_batch, 1.0
-    return make_shared_batch, 1 - sharing.share_saved
 
 
 def _micro(batch: Batch) -> MicroBatch:

@@ -19,7 +19,7 @@ from torch import nn
 
 from luthier.kernels.gated import silu_gated
 from luthier.kernels.norm import rms_norm
-from luthier.kernels.projection import Linear, project, why_apart
+from luthier.kernels.projection import Linear, project
 from luthier.models.attention import Attend, PackedAttention, PackPlan, plan_pack
 from luthier.models.family import unshared
 from luthier.models.packed import as_ids
@@ -181,11 +181,6 @@ class Decoder(nn.Module):
             attention, mlp = layer.self_attn, layer.mlp
             groups += [attention.inputs(), [attention.o_proj], mlp.inputs(), [mlp.down_proj]]
         return groups
-
-    def joined_projections(self) -> tuple[int, int, str]:
-        """(groups computed as one product, groups of more than one layer, why the first of the others is not)."""
-        reasons = [why_apart(group) for group in self.projection_groups() if len(group) > 1]
-        return reasons.count(""), len(reasons), next((reason for reason in reasons if reason), "")
 
     @property
     def device(self) -> torch.device:

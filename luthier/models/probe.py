@@ -22,10 +22,6 @@ from luthier.types import MachineProfile
 
 _ROWS = 512
 _BUDGET_S = 0.08  # per dtype; at least one timed product however slow
-_WORTH = 0.85  # another dtype is chosen only for a step at least this much shorter
-# What a step costs beside the frozen products, as a share of the time that those would take in float32 (fitted to
-# SmolLM2-135M on a Zen 5 core: LOG.md, 2026-11-22). int8 adds the rounding of activations, and its head is float32.
-_BESIDE = {"float32": 0.65, "bfloat16": 0.65, "int8": 0.82}
 
 
 def probe_machine(shapes: Shapes, num_threads: int, memory_bytes: int) -> MachineProfile:
@@ -93,12 +89,3 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def pick_dtype(profile: MachineProfile) -> str:
-    """The dtype whose step is predicted shortest; float32 unless another is at least 15% shorter."""
-    rates = profile.rates_gflops
-    beside = 1.0 / rates["float32"]
-    expected = {dtype: 1.0 / rate + _BESIDE[dtype] * beside for dtype, rate in rates.items()}
-    best = min(expected, key=lambda dtype: expected[dtype])
-    return best if expected[best] < _WORTH * expected["float32"] else "float32"

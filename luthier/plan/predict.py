@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from luthier.bases.shapes import Shapes
 from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
-from luthier.plan.activations import ACTIVATION_BYTES
+from luthier.plan.dtype import fastest_dtype
 from luthier.plan.fitted import FITTED
 from luthier.plan.linears import OWN_MODELS, count_trainable
 from luthier.plan.memory import Memory, predict_memory
@@ -16,7 +16,6 @@ from luthier.plan.speed import micro_batch_s, update_s
 from luthier.plan.workload import Workload
 from luthier.types import MachineProfile
 
-AUTO_WORTH = 0.85
 # A run that fills memory to the last byte is killed by the next program that starts.
 USABLE_SHARE = {"cpu": 0.95, "cuda": 0.97}
 
@@ -54,19 +53,12 @@ class Plan:
     here: Prediction
 
 
-def dtype_of(shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: MachineProfile) -> str:
-    """model.dtype as it will run. auto: the type whose micro-batch is predicted shortest, float32 unless it is at least
-    15% shorter (the run's own probe decides by the same rule). int8 needs luthier's own decoder, else it is float32."""
+def dtype_of(shapes: Shapes, spec: ProjectSpec, machine: MachineProfile) -> str:
+    """model.dtype as it will run, auto by the run's own rule. int8 needs luthier's own decoder, else float32."""
     has_int8 = shapes.model_type in OWN_MODELS
-    if spec.model.dtype != "auto":
-        return "float32" if spec.model.dtype == "int8" and not has_int8 else spec.model.dtype
-    took_s = {
-        dtype: micro_batch_s(shapes, spec.adapter, dtype, workload.mean, machine)
-        for dtype in ACTIVATION_BYTES
-        if dtype in machine.rates_gflops and (dtype != "int8" or has_int8)
-    }
-    best = min(took_s, key=lambda dtype: took_s[dtype])
-    return best if took_s[best] < AUTO_WORTH * took_s.get("float32", float("inf")) else "float32"
+    if spec.model.dtype == "auto":
+        return fastest_dtype(machine, has_int8=has_int8)
+    return "float32" if spec.model.dtype == "int8" and not has_int8 else spec.model.dtype
 
 
 def num_evaluations(spec: ProjectSpec, num_steps: int) -> int:
@@ -80,7 +72,7 @@ def num_evaluations(spec: ProjectSpec, num_steps: int) -> int:
 
 def predict(shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: MachineProfile) -> Prediction:
     """Memory, time and money of the run on `machine`. Raises ConfigError for targets that match nothing."""
-    dtype, train = dtype_of(shapes, spec, workload, machine), spec.train
+    dtype, train = dtype_of(shapes, spec, machine), spec.train
     memory = predict_memory(shapes, spec.adapter, dtype, workload.peak, machine.device)
     num_steps = workload.num_steps(train)
     fits = memory.peak_bytes <= USABLE_SHARE[machine.device] * machine.memory_bytes

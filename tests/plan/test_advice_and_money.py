@@ -14,6 +14,7 @@ from luthier.errors import ConfigError
 from luthier.models.spec import _FAMILIES
 from luthier.plan.activations import MicroBatch
 from luthier.plan.advise import cheapest_change, dtypes_on_offer
+from luthier.plan.dtype import fastest_dtype
 from luthier.plan.known import known_shapes
 from luthier.plan.linears import OWN_MODELS
 from luthier.plan.machines import GIB, machine_named, probe_file, read_catalogue, this_machine, usable_memory_bytes
@@ -212,3 +213,18 @@ def test_budget_change_keeps_the_rows():
         2 * work.micro_batches, rel=0.02
     )
     assert small.peak == MicroBatch(4096, 1638, work.peak.sight)
+
+
+@pytest.mark.parametrize(
+    ("rates", "fastest"),
+    [
+        ({"float32": 450.0, "bfloat16": 900.0}, "bfloat16"),
+        ({"float32": 450.0, "bfloat16": 900.0, "int8": 3600.0}, "int8"),
+        ({"float32": 257.0, "bfloat16": 147.0, "int8": 950.0}, "int8"),  # AVX-512 without bfloat16 instructions
+        ({"float32": 100.0, "bfloat16": 115.0}, "float32"),  # shorter, but by less than 15%
+        ({"bfloat16": 900.0}, "float32"),
+    ],
+)
+def test_the_fastest_type_by_the_probe(rates, fastest):
+    assert fastest_dtype(replace(MACHINE, rates_gflops=rates)) == fastest
+    assert fastest_dtype(replace(MACHINE, rates_gflops=rates), has_int8=False) != "int8"
