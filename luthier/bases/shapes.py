@@ -20,7 +20,8 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one decoder. num_parameters counts every stored weight once (a tied head is not stored twice).
+    """Sizes of one decoder. num_parameters counts every stored weight once (a tied head is not stored twice); 0 where
+    config.json stands alone.
 
     sliding_window is None when attention is global; dtype is that of the stored weights as config.json names it.
     """
@@ -101,6 +102,8 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _count_parameters(folder: Path, *, tied: bool) -> int:
+    if not any(folder.glob("*.safetensors*")):
+        return 0
     shapes = tensor_shapes(folder)
     twice = tied and any(name.endswith("embed_tokens.weight") for name in shapes)
     return sum(math.prod(shape) for name, shape in shapes.items() if not (twice and name == "lm_head.weight"))

@@ -20,7 +20,7 @@ from luthier.jobs.plan_data import find_workload
 from luthier.plan.advise import Change, cheapest_change
 from luthier.plan.known import known_shapes, unknown_base
 from luthier.plan.linears import OWN_MODELS, count_parameters
-from luthier.plan.machines import GIB, machine_named, read_catalogue, this_machine
+from luthier.plan.machines import GIB, machine_named, price_here, read_catalogue, this_machine
 from luthier.plan.money import ServingAssumptions, assumptions, break_even_requests, monthly_costs
 from luthier.plan.predict import Plan, Prediction, make_plan, predict
 from luthier.types import MachineProfile
@@ -50,6 +50,7 @@ def plan(
     shapes, tokenizer = open_shapes(project)
     catalogue = read_catalogue(project.folder)
     here = this_machine(shapes, num_threads=project.spec.train.num_threads)
+    here = replace(here, usd_per_hour=price_here(project.folder))
     target = machine_named(machine, catalogue) if machine else here
     workload = find_workload(project, tokenizer)
     made = make_plan(project.spec.model.base, shapes, project.spec, workload, target)

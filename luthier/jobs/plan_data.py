@@ -38,7 +38,7 @@ _LOOK = "`luthier prepare` says of every row why it is left out"
 def find_workload(project: Project, tokenizer: Tokenizer | None) -> Workload:
     """The workload of the project. Raises DataError when a data file is missing or unreadable."""
     prepared = _prepared_folder(project, tokenizer)
-    return _counted(project, prepared) if prepared else _estimated(project, tokenizer)
+    return count_workload(project, prepared) if prepared else _estimated(project, tokenizer)
 
 
 def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | None:
@@ -61,7 +61,8 @@ def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | No
     return None
 
 
-def _counted(project: Project, folder: Path) -> Workload:
+def count_workload(project: Project, folder: Path) -> Workload:
+    """The workload of the project on the prepared data in `folder`."""
     train = project.spec.train
     rows, dev = read_encoded(folder, "train"), read_encoded(folder, "dev")
     packs = epoch_batches(rows, train.micro_batch_tokens, train.seed, 0)

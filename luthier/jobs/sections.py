@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+from luthier.jobs import planned
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.console import duration
 from luthier.jobs.stage import Stage
@@ -50,7 +51,9 @@ def _training(trained: Stage) -> Section:
     ]
     chart = lines({k: v for k, v in curves.items() if v}, x_label="optimizer step", y_label="loss (nats per token)")
     spent = waste_rows(facts)
-    return Section("Training", tiles(figures) + chart + (table(HEADERS, spent) if spent else ""))
+    ahead = planned.planned_rows(facts)
+    tables = (table(planned.HEADERS, ahead) if ahead else "") + (table(HEADERS, spent) if spent else "")
+    return Section("Training", tiles(figures) + chart + tables)
 
 
 def _artefacts(built: Stage) -> Section:

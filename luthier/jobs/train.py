@@ -27,6 +27,7 @@ from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
+from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_profile
 from luthier.jobs.sharing import choose_batches
@@ -36,6 +37,7 @@ from luthier.losses.registry import LOSSES
 from luthier.models.int8 import load_frozen
 from luthier.models.other import TransformersModel
 from luthier.models.packed import PackedModel
+from luthier.plan.machines import price_here
 from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
 
@@ -84,6 +86,8 @@ def train_stage(
         f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, dev loss {facts['dev_loss']}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
+    if planned := planned_line(facts):
+        console.line(f"planned: {planned}")
     if spent := waste_line(facts):
         console.line(f"spent without learning: {spent}")
     return stage
@@ -121,6 +125,7 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
     dtype = _dtype_of_run(session, machine)
     if machine is not None:
         console.line(describe(machine, dtype))
+    planned = plan_ahead(project, opened.base.folder, prepared.folder, machine)
     train_set = read_encoded(prepared.folder, "train")
     sample = make_batch([train_set[index] for index in range(min(_SAMPLE_ROWS, len(train_set)))])
     model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
@@ -163,6 +168,7 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
         "share_trainable": adapted.share_trainable,
         "dtype": dtype,
         "machine": None if machine is None else dataclasses.asdict(machine),
+        "planned": planned,
     }
 
 
@@ -178,7 +184,8 @@ def _probe(session: _Session) -> MachineProfile | None:
         keep(profile, shapes)
     except ConfigError as error:  # only the plan reads it: no reason not to train
         console.warn(str(error))
-    return as_used_by(session.opened.base.folder, profile)
+    price = price_here(session.project.folder)
+    return dataclasses.replace(as_used_by(session.opened.base.folder, profile), usd_per_hour=price)
 
 
 def _dtype_of_run(session: _Session, machine: MachineProfile | None) -> str:

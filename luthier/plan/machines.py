@@ -26,15 +26,26 @@ DEFAULT_GFLOPS_PER_CORE = {"float32": 50.0, "bfloat16": 50.0, "int8": 100.0}
 DEFAULT_BANDWIDTH_GB_S = 10.0
 _CATALOGUE = Path(__file__).with_name("machines.yaml")
 _KEYS = {"title", "device", "memory_gib", "peak_tflops", "bandwidth_gb_s", "usd_per_hour"}
+_HERE = "here"  # in a machines.yaml beside the project file: this machine, of which only the price is not measured
 
 
 def read_catalogue(beside: Path | None = None) -> dict[str, MachineProfile]:
     """name -> machine of the catalogue; entries of `beside`/machines.yaml are added and win. Raises ConfigError."""
-    entries = _entries(_CATALOGUE)
-    own = beside / "machines.yaml" if beside else None
-    if own and own.is_file():
-        entries |= _entries(own)
-    return {name: _profile(name, entry) for name, entry in entries.items()}
+    entries = _entries(_CATALOGUE) | _own_entries(beside)
+    return {name: _profile(name, entry) for name, entry in entries.items() if name != _HERE}
+
+
+def price_here(beside: Path) -> float | None:
+    """USD an hour of this machine: the entry `here` of `beside`/machines.yaml; None where there is none (your own).
+
+    Raises ConfigError for a price that is none.
+    """
+    price = _own_entries(beside).get(_HERE, {}).get("usd_per_hour")
+    if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < 1e9):
+        raise ConfigError(
+            f"{beside / 'machines.yaml'}: machine here: the price is {price!r}", hint="here: {usd_per_hour: 0.4}"
+        )
+    return None if price is None else float(price)
 
 
 def machine_named(name: str, catalogue: dict[str, MachineProfile]) -> MachineProfile:
@@ -105,6 +116,11 @@ def _sane(profile: MachineProfile) -> MachineProfile:
     return profile
 
 
+def _own_entries(beside: Path | None) -> dict[str, dict[str, Any]]:
+    own = beside / "machines.yaml" if beside else None
+    return _entries(own) if own and own.is_file() else {}
+
+
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -113,10 +129,11 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(value, dict) or not all(isinstance(entry, dict) for entry in value.values()):
         raise ConfigError(f"{path}: expected one entry a machine", hint="see the form in docs/plan.md")
     for name, entry in value.items():
-        strange, missing = set(entry) - _KEYS, _KEYS - set(entry)
+        keys = {"usd_per_hour"} if name == _HERE else _KEYS
+        strange, missing = set(entry) - keys, keys - set(entry)
         if strange or missing:
             what = f"unknown {', '.join(sorted(strange))}" if strange else f"no {', '.join(sorted(missing))}"
-            raise ConfigError(f"{path}: machine {name}: {what}", hint=f"a machine has {', '.join(sorted(_KEYS))}")
+            raise ConfigError(f"{path}: machine {name}: {what}", hint=f"machine {name} has {', '.join(sorted(keys))}")
     return {str(name).lower(): entry for name, entry in value.items()}
 
 

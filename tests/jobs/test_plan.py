@@ -48,6 +48,14 @@ def test_says_first_whether_it_fits(folder):
         assert word in text
 
 
+def test_a_config_json_without_weights_is_enough(folder, tiny_base):
+    whole = json.loads(plan(folder, "--json").stdout)
+    (folder / "sizes").mkdir()
+    (folder / "sizes" / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    bare = json.loads(plan(folder, "--json", "--set", "model.base=sizes").stdout)
+    assert bare["num_parameters"] == whole["num_parameters"] > 0 and bare["num_trainable"] == whole["num_trainable"]
+
+
 def test_json_holds_everything(folder):
     done = plan(folder, "--json", "--machine", "T4", "--monthly-requests", "50000", "--assume", "shots=4")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_the_record_says_what_was_rehearsed_wasted_and_waited_for(project, luthi
     again = luthier("train", "-c", project, *QUICK)
     assert "unchanged" in again.output and "spent without learning" in again.output, "a reused stage shows them too"
     assert verify_folder(folder) == []
+
+
+def test_a_run_is_held_against_its_plan_and_priced(project, luthier):
+    """Peak and time always; money once `here` has a price beside the project file. A price that is none is refused."""
+    (project.parent / "machines.yaml").write_text("here: {usd_per_hour: 3600}\n")
+    result = luthier("train", "-c", project, *QUICK)
+    assert result.exit_code == 0, result.output
+    facts = trained(project)[1]
+    planned, words = facts["planned"], " ".join(result.output.split())
+    assert planned["usd"] == pytest.approx(planned["total_s"]) and 0.2 < facts["peak_bytes"] / planned["peak_bytes"] < 5
+    paid = re.search(r"planned: peak memory .*GiB and took .*GiB, time .*, money .*USD and took ([0-9.]+) USD", words)
+    assert paid and float(paid[1]) == pytest.approx(facts["waste"]["wall_s"], abs=1e-3), words
+    assert "money, all of the above" in words
+    said = luthier("plan", "-c", project, *QUICK)
+    assert said.exit_code == 0 and " USD" in said.output
+    (project.parent / "machines.yaml").write_text("here: {usd_per_hour: cheap}\n")
+    refused = luthier("train", "-c", project, *QUICK, "--set", "train.seed=1")
+    assert "the price is 'cheap'" in str(refused.exception) and "usd_per_hour: 0.4" in refused.exception.hint
 
 
 def test_the_machine_is_probed_said_and_recorded_but_is_no_part_of_the_key(project, luthier, monkeypatch, tmp_path):

@@ -17,7 +17,15 @@ from luthier.plan.advise import cheapest_change, dtypes_on_offer
 from luthier.plan.dtype import fastest_dtype
 from luthier.plan.known import known_shapes
 from luthier.plan.linears import OWN_MODELS
-from luthier.plan.machines import GIB, machine_named, probe_file, read_catalogue, this_machine, usable_memory_bytes
+from luthier.plan.machines import (
+    GIB,
+    machine_named,
+    price_here,
+    probe_file,
+    read_catalogue,
+    this_machine,
+    usable_memory_bytes,
+)
 from luthier.plan.money import ServingAssumptions, assumptions, break_even_requests, money, monthly_costs
 from luthier.plan.predict import num_evaluations, predict
 from luthier.plan.workload import Workload, estimate, resized
@@ -159,7 +167,9 @@ def test_own_machines_beside_the_project_file(tmp_path):
     )
     found = read_catalogue(tmp_path)
     assert found["t4"].usd_per_hour == 0.2 and found["box"].rates_gflops == {"float32": 1500.0}
-    assert "a10g" in found
+    assert "a10g" in found and price_here(tmp_path) is None
+    (tmp_path / "machines.yaml").write_text("here: {usd_per_hour: 0.25}\n")
+    assert price_here(tmp_path) == 0.25 and "here" not in read_catalogue(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["t4: 5", "t4: {title: x}", "[", "t4: {title: x, vram: 3}"])
