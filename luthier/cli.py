@@ -195,6 +195,19 @@ def plan(
 
 
 @app.command()
+def recommend(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the project file with the knobs filled in.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Propose values for the knobs that the project leaves open, each with its reason and source."""
+    _job("recommend").recommend_knobs(_project(config, overrides), output=output, as_json=as_json)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, machine, disk and cache, and say how to mend what is wrong."""
     raise typer.Exit(_job("doctor").doctor())
