@@ -1,5 +1,6 @@
-"""Loss on the dev split: nats per trained token over all of it, so that batch size and packing cannot change the
-figure.
+"""The dev split while training: its figures, the best step by them, and when patience is over.
+
+Its loss is nats per trained token over all of it, so that batch size and packing cannot change the figure.
 """
 
 from __future__ import annotations
@@ -9,11 +10,105 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from luthier.engine.inputs import MakeBatch, RowSet, batches_of
+from luthier.config.train import TrainSpec
+from luthier.engine.attempts import Attempts
+from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, RowSet, batches_of, fullest, row_lengths
 from luthier.engine.memory import out_of_memory_as
+from luthier.engine.rehearsal import heaviest, is_larger
+from luthier.engine.state import Rehearsal, RunState
 from luthier.engine.step import batch_loss_sum
+from luthier.errors import TrainError
 from luthier.losses.registry import LossSum
-from luthier.types import Batch
+from luthier.types import Batch, OnEval, Sampler
+
+
+class DevSplit:
+    """What a run asks its dev split. rows is None when there is none: then nothing is evaluated and the last step is
+    the best.
+
+    on_eval(step, make_sampler()) -> task metrics, where the caller wants any.
+    """
+
+    on_eval: OnEval | None = None
+    make_sampler: Callable[[], Sampler] | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossSum,
+        spec: TrainSpec,
+        rows: RowSet | None,
+        make_batch: MakeBatch,
+        plan_epoch: PlanEpoch,
+        device: torch.device,
+    ) -> None:
+        self.model, self.loss, self.spec, self.make_batch, self.device = model, loss, spec, make_batch, device
+        self.rows = rows if rows is not None and len(rows) else None
+        if self.rows is None and (spec.early_stopping_patience or spec.metric_for_best != "loss"):
+            raise TrainError(
+                "early stopping and metric_for_best need a dev split, and there is none",
+                hint="keep a dev split, or drop train.early_stopping_patience and train.metric_for_best",
+            )
+        self.batches = [] if self.rows is None else plan_epoch(self.rows, spec.micro_batch_tokens, 0, 0)
+
+    def rehearse(self, attempts: Attempts, rehearsed: Rehearsal | None) -> None:
+        """Runs the heaviest dev batch once if it is larger than what was rehearsed: it needs no gradients."""
+        if self.rows is None:
+            return
+        micro = heaviest(self.rows, fullest(self.batches, row_lengths(self.rows), NUM_FULLEST), self.make_batch)
+        if is_larger(self.make_batch([self.rows[index] for index in micro]), rehearsed):
+            self._loss([micro], attempts, lambda: False)
+
+    def evaluate(self, step: int, attempts: Attempts, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """The dev figures after `step` steps; None when `stop` asked to end in the middle."""
+        mean = self._loss(self.batches, attempts, stop)
+        return None if mean is None else {"loss": mean, **self._task_metrics(step)}
+
+    def judge(self, state: RunState, record: dict[str, float]) -> None:
+        """Takes the figures of `state.step` into the history, and notes whether they are the best so far."""
+        state.history.append({"step": state.step, **record})
+        name = self.spec.metric_for_best
+        if name not in record:
+            raise TrainError(
+                f"train.metric_for_best: {name!r} is not among the dev figures", hint=f"there are {', '.join(record)}"
+            )
+        value = -record[name] if name == "loss" else record[name]
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.bad_evals = value, state.step, 0
+        else:
+            state.bad_evals += 1
+
+    def is_out_of_patience(self, state: RunState) -> bool:
+        """Whether train.early_stopping_patience says to stop."""
+        patience = self.spec.early_stopping_patience
+        return patience is not None and state.bad_evals >= patience
+
+    def best_figure(self, state: RunState) -> float | None:
+        """The best value of train.metric_for_best, as it was measured."""
+        if state.best_value is None:
+            return None
+        return -state.best_value if self.spec.metric_for_best == "loss" else state.best_value
+
+    def _loss(
+        self, micro_batches: Sequence[Sequence[int]], attempts: Attempts, stop: Callable[[], bool]
+    ) -> float | None:
+        rows = self.rows
+        assert rows is not None
+        return attempts.run(
+            lambda limit: dev_loss(
+                self.model, self.loss, rows, micro_batches, self.make_batch, self.device, stop, limit
+            )
+        )
+
+    def _task_metrics(self, step: int) -> dict[str, float]:
+        if self.on_eval is None or self.make_sampler is None:
+            return {}
+        self.model.eval()
+        try:
+            with torch.random.fork_rng():  # an evaluation must not move the generators that training draws from
+                return self.on_eval(step, self.make_sampler())
+        finally:
+            self.model.train()
 
 
 def dev_loss(

@@ -75,6 +75,10 @@ class StepPlan:
         """Row indices of the first epoch's micro-batches, for the guard of a resumed run."""
         return [[int(index) for index in micro] for micro in self._micro_batches(0)]
 
+    def row_tokens(self, planned: PlannedStep) -> int:
+        """Tokens of the rows of one step."""
+        return sum(self.lengths[row] for micro in planned.micro_batches for row in micro)
+
     def steps_from(self, epoch: int, index: int) -> Iterator[PlannedStep]:
         """Steps from the `index`-th of `epoch` on, to the end of the last epoch."""
         width = self._spec.gradient_accumulation_steps

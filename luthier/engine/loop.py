@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,24 @@ from torch import nn
 from luthier.config.train import TrainSpec
 from luthier.engine import checkpoint
 from luthier.engine.attempts import Attempts
-from luthier.engine.evaluation import dev_loss
-from luthier.engine.inputs import (
-    NUM_FULLEST,
-    MakeBatch,
-    PlanEpoch,
-    PlannedStep,
-    RowSet,
-    StepPlan,
-    batches_of,
-    fullest,
-    row_lengths,
-)
+from luthier.engine.evaluation import DevSplit
+from luthier.engine.guard import whole_guard
+from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, RowSet, StepPlan, batches_of
 from luthier.engine.memory import PeakMemory, held_bytes
 from luthier.engine.optimizers import load_moments, make_adamw, moments
 from luthier.engine.profile import StepProfiler
-from luthier.engine.rehearsal import Rehearser, heaviest, is_larger
+from luthier.engine.rehearsal import Rehearser, heaviest
+from luthier.engine.run_log import RunLog, is_due
 from luthier.engine.schedule import learning_rate_at
 from luthier.engine.state import Rehearsal, RunState, TrainResult, Waste
 from luthier.engine.step import NonFinite, StepFigures, train_step
-from luthier.engine.trackers import Trackers
 from luthier.errors import Interrupted, TrainError
 from luthier.losses.registry import LossSum
 from luthier.store.metrics import MetricsLog
-from luthier.store.publish import digest_json, write_atomic
+from luthier.store.publish import write_atomic
 from luthier.types import OnEval, Progress, Sampler
 
 log = logging.getLogger(__name__)
-# Settings that change what is written down, not the weights: a resumed run may change them.
-_FREE_SETTINGS = {"logging_steps", "save_steps", "save_total_limit", "trackers"}
 
 
 def train(
@@ -85,7 +74,8 @@ def train(
     for a changed guard, for non-finite numbers and for a single row that does not fit in memory.
     """
     run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
-    run.on_eval, run.make_sampler, run.progress, run.profiler = on_eval, make_sampler, progress, profiler
+    run.dev.on_eval, run.dev.make_sampler = on_eval, make_sampler
+    run.progress, run.profiler = progress, profiler
     run.began, run.notice = run.began if began is None else began, notice or log.warning
     return run.go(rehearse=rehearse)
 
@@ -93,8 +83,6 @@ def train(
 class _Run:
     """One session of a run: its fixed parts, and the state that moves."""
 
-    on_eval: OnEval | None = None
-    make_sampler: Callable[[], Sampler] | None = None
     progress: Progress | None = None
     profiler: StepProfiler | None = None
     notice: Callable[[str], None]
@@ -120,46 +108,30 @@ class _Run:
             raise TrainError("no parameter of the model is trainable", hint="apply an adapter before training")
         self.model, self.loss, self.spec, self.make_batch = model, loss, spec, make_batch
         self.device = next(iter(self.parameters.values())).device
-        self.train_set, self.dev_set = train_set, dev_set if dev_set is not None and len(dev_set) else None
-        if self.dev_set is None and (spec.early_stopping_patience or spec.metric_for_best != "loss"):
-            raise TrainError(
-                "early stopping and metric_for_best need a dev split, and there is none",
-                hint="keep a dev split, or drop train.early_stopping_patience and train.metric_for_best",
-            )
+        self.train_set = train_set
+        self.dev = DevSplit(model, loss, spec, dev_set, make_batch, plan_epoch, self.device)
         self.plan = StepPlan(train_set, plan_epoch, spec)
-        self.dev_batches = [] if self.dev_set is None else plan_epoch(self.dev_set, spec.micro_batch_tokens, 0, 0)
         self.root, self.run_dir = run_dir / "checkpoints", run_dir
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stop = stop or (lambda: False)
-        self.guard = self._whole_guard(guard)
+        self.guard = whole_guard(spec, self.parameters, self.plan, guard)
         self.optimizer = make_adamw(self.parameters, spec)
         self.state = RunState()
         self.saved_step = -1
         self.peak = PeakMemory(self.device)
 
-    def _whole_guard(self, guard: Mapping[str, Any]) -> dict[str, Any]:
-        settings = self.spec.model_dump(mode="json", exclude=_FREE_SETTINGS)
-        whole = {
-            **{f"train.{name}": value for name, value in settings.items()},
-            "trainable parameters": digest_json([(name, list(p.shape)) for name, p in self.parameters.items()]),
-            "order of rows": digest_json(self.plan.first_epoch()),
-            "torch": torch.__version__,
-            **guard,
-        }
-        return json.loads(json.dumps(whole))  # as a checkpoint gives it back: tuples are lists
-
     def go(self, *, rehearse: bool) -> TrainResult:
         """Runs to the end, to an early stop, or to an interruption."""
         self._start()
         self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
-        trackers = Trackers(self.spec.trackers, self.run_dir, self.spec.model_dump(mode="json"))
+        self.log = RunLog(self.spec, self.plan.total_steps, self.metrics, self.run_dir, self.progress)
         self.model.train()
         try:
             if rehearse and not self._is_over():
                 self._rehearse()
-            self._walk(trackers)
+            self._walk()
         finally:
-            trackers.finish()
+            self.log.finish()
             if self.profiler is not None:
                 self.profiler.close()
             self.model.eval()
@@ -170,7 +142,6 @@ class _Run:
         random.seed(self.spec.seed)
         np.random.seed(self.spec.seed % 2**32)
         torch.manual_seed(self.spec.seed)
-        self.session_tokens, self.session_s = 0, 0.0
         if found is None:
             self.metrics.truncate_after(-1)
             return
@@ -197,21 +168,16 @@ class _Run:
         )
         if self.rehearsal is not None and self.state.max_tokens != limit:
             self.state.max_tokens = self.rehearsal.num_tokens  # nothing larger than what has been seen to fit
-        if self.dev_set is not None:
-            candidates = fullest(self.dev_batches, row_lengths(self.dev_set), NUM_FULLEST)
-            micro = heaviest(self.dev_set, candidates, self.make_batch)
-            # One that is no larger than what has been rehearsed needs no rehearsal: it runs without gradients.
-            if is_larger(self.make_batch([self.dev_set[index] for index in micro]), self.rehearsal):
-                self._dev_loss([micro], lambda: False)
+        self.dev.rehearse(self.attempts, self.rehearsal)
         self.state.recompute_s = before_s + time.perf_counter() - began
 
     def _is_over(self) -> bool:
-        return self.state.step >= self.plan.total_steps or self._patience_is_over()
+        return self.state.step >= self.plan.total_steps or self.dev.is_out_of_patience(self.state)
 
-    def _walk(self, trackers: Trackers) -> None:
+    def _walk(self) -> None:
         state = self.state
         if state.eval_due:
-            self._evaluate(trackers)
+            self._evaluate()
             self.saved_step = -1  # write this step's checkpoint again: now with its evaluation
             self._save()
         for planned in self.plan.steps_from(state.epoch, state.index):
@@ -227,12 +193,12 @@ class _Run:
             if self.profiler is not None:
                 held = held_bytes(self.model, self.parameters.values(), self.optimizer)
                 self.profiler.end(figures, took_s, held, self.peak.peak_bytes)
-            self._account(planned, figures, took_s)
-            self._log_step(figures, trackers)
+            state.advance(planned, figures, self.plan.row_tokens(planned), took_s)
+            self.log.step(state, figures, took_s)
             last = planned.ends_epoch or state.step == self.plan.total_steps
-            if self.dev_set is not None and (last or _due(self.spec.eval_steps, state.step)):
-                self._evaluate(trackers)
-            if last or _due(self.spec.save_steps, state.step) or self.state.best_step == state.step:
+            if self.dev.rows is not None and (last or is_due(self.spec.eval_steps, state.step)):
+                self._evaluate()
+            if last or is_due(self.spec.save_steps, state.step) or self.state.best_step == state.step:
                 self._save()
             if self.stop() and state.step < self.plan.total_steps:
                 self._interrupt()
@@ -255,94 +221,18 @@ class _Run:
             write_atomic(self.run_dir / "nonfinite.json", json.dumps(record, indent=1) + "\n")
             raise
 
-    def _account(self, planned: PlannedStep, figures: StepFigures, took_s: float) -> None:
-        state = self.state
-        state.step += 1
-        state.epoch, state.index = (planned.epoch + 1, 0) if planned.ends_epoch else (planned.epoch, planned.index + 1)
-        state.num_tokens += figures.num_tokens
-        state.num_trained += figures.num_trained
-        state.num_padding += figures.num_padding
-        state.num_row_tokens += sum(self.plan.lengths[row] for micro in planned.micro_batches for row in micro)
-        state.window_loss_sum += figures.loss * figures.num_trained
-        state.window_trained += figures.num_trained
-        state.seconds += took_s
-        self.session_tokens += figures.num_tokens
-        self.session_s += took_s
-
-    def _log_step(self, figures: StepFigures, trackers: Trackers) -> None:
-        state, spec = self.state, self.spec
-        tokens_per_s = self.session_tokens / max(self.session_s, 1e-9)
-        if self.progress is not None:
-            left_s = state.seconds / state.step * (self.plan.total_steps - state.step)
-            self.progress(state.step, self.plan.total_steps, loss=figures.loss, tokens_per_s=tokens_per_s, eta_s=left_s)
-        if not _due(spec.logging_steps, state.step) and state.step != self.plan.total_steps:
-            return
-        record = {
-            "loss": state.window_loss_sum / state.window_trained,
-            "grad_norm": figures.grad_norm,
-            "learning_rate": learning_rate_at(state.step - 1, self.plan.total_steps, spec),
-            "num_tokens": state.num_tokens,
-            "num_trained_tokens": state.num_trained,
-            "tokens_per_s": tokens_per_s,
-        }
-        state.window_loss_sum, state.window_trained = 0.0, 0
-        self._write("train", record, trackers)
-
-    def _write(self, kind: str, record: dict[str, float], trackers: Trackers) -> None:
-        epoch = self.state.epoch if not self.state.index else self.state.epoch + 1
-        self.metrics.append({"kind": kind, "step": self.state.step, "epoch": epoch, **record})
-        trackers.log({f"{kind}/{name}": value for name, value in record.items()}, self.state.step)
-
-    def _dev_loss(self, micro_batches: Sequence[Sequence[int]], stop: Callable[[], bool]) -> float | None:
-        assert self.dev_set is not None
-        rows = self.dev_set
-        return self.attempts.run(
-            lambda limit: dev_loss(
-                self.model, self.loss, rows, micro_batches, self.make_batch, self.device, stop, limit
-            )
-        )
-
-    def _evaluate(self, trackers: Trackers) -> None:
+    def _evaluate(self) -> None:
         state, began = self.state, self.attempts.clock_s()
-        mean = self._dev_loss(self.dev_batches, self.stop)
-        if mean is None:
-            state.eval_due = True
+        record = self.dev.evaluate(state.step, self.attempts, self.stop)
+        state.eval_due = record is None
+        if record is None:
             self._interrupt()
             return
-        record = {"loss": mean, **self._task_metrics()}
-        state.eval_due = False
         took_s = self.attempts.clock_s() - began
         state.seconds += took_s
         state.evaluation_s += took_s
-        state.history.append({"step": state.step, **record})
-        self._write("dev", record, trackers)
-        value = self._value_of(record)
-        if state.best_value is None or value > state.best_value:
-            state.best_value, state.best_step, state.bad_evals = value, state.step, 0
-        else:
-            state.bad_evals += 1
-
-    def _task_metrics(self) -> dict[str, float]:
-        if self.on_eval is None or self.make_sampler is None:
-            return {}
-        self.model.eval()
-        try:
-            with torch.random.fork_rng():  # an evaluation must not move the generators that training draws from
-                return self.on_eval(self.state.step, self.make_sampler())
-        finally:
-            self.model.train()
-
-    def _value_of(self, record: dict[str, float]) -> float:
-        name = self.spec.metric_for_best
-        if name not in record:
-            raise TrainError(
-                f"train.metric_for_best: {name!r} is not among the dev figures", hint=f"there are {', '.join(record)}"
-            )
-        return -record[name] if name == "loss" else record[name]
-
-    def _patience_is_over(self) -> bool:
-        patience = self.spec.early_stopping_patience
-        return patience is not None and self.state.bad_evals >= patience
+        self.log.dev(state, record)
+        self.dev.judge(state, record)
 
     def _save(self) -> None:
         self.state.wall_s = self.wall_before_s + time.perf_counter() - self.began
@@ -367,15 +257,12 @@ class _Run:
         best_step = state.step if state.best_step is None else state.best_step
         folder = checkpoint.folder_of(self.root, best_step)
         self._put_weights(checkpoint.load_weights(folder))
-        metric = None
-        if state.best_value is not None:
-            metric = -state.best_value if self.spec.metric_for_best == "loss" else state.best_value
         return TrainResult(
             status="completed" if state.step >= self.plan.total_steps else "early_stopped",
             steps=state.step,
             total_steps=self.plan.total_steps,
             best_step=best_step,
-            best_metric=metric,
+            best_metric=self.dev.best_figure(state),
             best_checkpoint=folder,
             tokens=state.num_tokens,
             trained_tokens=state.num_trained,
@@ -387,7 +274,3 @@ class _Run:
             waste=Waste.of(state, best_step),
             history=tuple(state.history),
         )
-
-
-def _due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0

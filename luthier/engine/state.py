@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.engine.inputs import PlannedStep
+from luthier.engine.step import StepFigures
+
 
 @dataclass
 class RunState:
@@ -40,6 +43,18 @@ class RunState:
     recompute_s: float = 0.0
     wall_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def advance(self, planned: PlannedStep, figures: StepFigures, row_tokens: int, took_s: float) -> None:
+        """Counts one step that was taken; row_tokens: of its rows, a shared prefix counted for each of them."""
+        self.step += 1
+        self.epoch, self.index = (planned.epoch + 1, 0) if planned.ends_epoch else (planned.epoch, planned.index + 1)
+        self.num_tokens += figures.num_tokens
+        self.num_trained += figures.num_trained
+        self.num_padding += figures.num_padding
+        self.num_row_tokens += row_tokens
+        self.window_loss_sum += figures.loss * figures.num_trained
+        self.window_trained += figures.num_trained
+        self.seconds += took_s
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-able copy."""

@@ -1,0 +1,63 @@
+"""What a run says while it goes: the progress bar, `metrics.jsonl` and the trackers, all from the same figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.config.train import TrainSpec
+from luthier.engine.schedule import learning_rate_at
+from luthier.engine.state import RunState
+from luthier.engine.step import StepFigures
+from luthier.engine.trackers import Trackers
+from luthier.store.metrics import MetricsLog
+from luthier.types import Progress
+
+
+class RunLog:
+    """One session's log. `finish` closes the trackers."""
+
+    def __init__(
+        self, spec: TrainSpec, total_steps: int, metrics: MetricsLog, run_dir: Path, progress: Progress | None
+    ) -> None:
+        self.spec, self.total_steps, self.metrics, self.progress = spec, total_steps, metrics, progress
+        self.trackers = Trackers(spec.trackers, run_dir, spec.model_dump(mode="json"))
+        self.session_tokens, self.session_s = 0, 0.0
+
+    def step(self, state: RunState, figures: StepFigures, took_s: float) -> None:
+        """Shows one step, and logs the mean since the last logged one when that is due."""
+        self.session_tokens += figures.num_tokens
+        self.session_s += took_s
+        tokens_per_s = self.session_tokens / max(self.session_s, 1e-9)
+        if self.progress is not None:
+            left_s = state.seconds / state.step * (self.total_steps - state.step)
+            self.progress(state.step, self.total_steps, loss=figures.loss, tokens_per_s=tokens_per_s, eta_s=left_s)
+        if not is_due(self.spec.logging_steps, state.step) and state.step != self.total_steps:
+            return
+        record = {
+            "loss": state.window_loss_sum / state.window_trained,
+            "grad_norm": figures.grad_norm,
+            "learning_rate": learning_rate_at(state.step - 1, self.total_steps, self.spec),
+            "num_tokens": state.num_tokens,
+            "num_trained_tokens": state.num_trained,
+            "tokens_per_s": tokens_per_s,
+        }
+        state.window_loss_sum, state.window_trained = 0.0, 0
+        self._write("train", state, record)
+
+    def dev(self, state: RunState, record: dict[str, float]) -> None:
+        """Logs the figures of one evaluation."""
+        self._write("dev", state, record)
+
+    def finish(self) -> None:
+        """Closes the trackers."""
+        self.trackers.finish()
+
+    def _write(self, kind: str, state: RunState, record: dict[str, float]) -> None:
+        epoch = state.epoch if not state.index else state.epoch + 1
+        self.metrics.append({"kind": kind, "step": state.step, "epoch": epoch, **record})
+        self.trackers.log({f"{kind}/{name}": value for name, value in record.items()}, state.step)
+
+
+def is_due(every: int | None, step: int) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return every is not None and step % every == 0
