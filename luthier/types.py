@@ -11,8 +11,24 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol, TypedDict
 
 
-class Message(TypedDict):
-    """One turn of a conversation. `role` is system, user, assistant or tool."""
+class _MessageParts(TypedDict, total=False):
+    """What only some turns have."""
+
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    tools: list[dict[str, Any]]
+    train: bool
+
+
+class Message(_MessageParts):
+    """One turn of a conversation. `role` is system, user, assistant or tool.
+
+    tool_calls: what the assistant calls, as OpenAI writes it, arguments parsed: {"type": "function", "id"?, "function":
+    {"name", "arguments": {}}}. tool_call_id, name: which call a tool turn answers. tools: the functions that may be
+    called, as JSON Schemas; on the first user turn, so that they go wherever the prompt goes. train: False = an
+    assistant turn that is context only and carries no loss.
+    """
 
     role: str
     content: str
@@ -25,6 +41,9 @@ class Row:
     id: content hash, stable across runs. source/line: where it came from (line is 1-based; 0 = not a line format).
     group: rows of one group never straddle a split; filled in by the splitter. columns: the raw row's other columns,
     JSON-able, for graders that need more than the last assistant turn.
+    rejected: the turns after the same prompt that were not preferred; `messages` then ends with the preferred ones.
+    label: whether the answer is desirable (unpaired preference). segments: `text` in pieces, (text, trained).
+    steps: the last answer in pieces, (text, is right), for step-wise rewards.
     """
 
     id: str
@@ -34,6 +53,10 @@ class Row:
     line: int = 0
     group: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    segments: tuple[tuple[str, bool], ...] = ()
+    steps: tuple[tuple[str, bool], ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -73,7 +73,9 @@ def row_lines(rows: Iterable[Row]) -> str:
 
 def row_from(value: dict[str, Any]) -> Row:
     """The row of one parsed line."""
-    return Row(**{**value, "messages": tuple(value["messages"])})
+    turns = {key: tuple(value.get(key, ())) for key in ("messages", "rejected")}
+    pieces = {key: tuple((text, flag) for text, flag in value.get(key, ())) for key in ("segments", "steps")}
+    return Row(**{**value, **turns, **pieces})
 
 
 def read_rows(folder: Path, split: str) -> list[Row]:
