@@ -208,6 +208,16 @@ def recommend(
 
 
 @app.command()
+def diagnose(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say in words what went wrong with a run, with evidence and the next move. Runs nothing."""
+    _job("diagnose").diagnose_run(_project(config, overrides), as_json=as_json)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, machine, disk and cache, and say how to mend what is wrong."""
     raise typer.Exit(_job("doctor").doctor())

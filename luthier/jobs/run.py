@@ -10,6 +10,7 @@ import time
 from luthier.config.load import Project
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
+from luthier.jobs.diagnose import diagnose_judged
 from luthier.jobs.evaluate import check_judgeable, evaluate_stage, read_verdict, tune_of_build
 from luthier.jobs.local import open_base
 from luthier.jobs.prepare import prepare_stage
@@ -33,11 +34,12 @@ def run(project: Project, *, profile: int = 0, began: float | None = None) -> in
     judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))
     published = publish_stage(project, opened, prepared, trained, built, judged)
 
-    _closing_card(judged, trained, published, time.monotonic() - started)
+    diagnosis = diagnose_judged(project, opened, prepared, trained, judged)
+    _closing_card(judged, trained, published, diagnosis, time.monotonic() - started)
     return int(read_verdict(judged)["exit_code"])
 
 
-def _closing_card(judged: Stage, trained: Stage, published: Stage | None, took_s: float) -> None:
+def _closing_card(judged: Stage, trained: Stage, published: Stage | None, diagnosis: str, took_s: float) -> None:
     verdict = read_verdict(judged)
     metric = verdict["policy"]["metric"]
     figures = verdict["metrics"][metric]
@@ -47,6 +49,7 @@ def _closing_card(judged: Stage, trained: Stage, published: Stage | None, took_s
         ("gates", "  ".join(f"{gate['id']} {gate['status']}" for gate in verdict["gates"])),
         ("report", console.shown(judged.folder / "report.html")),
         ("published", console.shown(published.folder) if published else "nothing: only a tune that ships is published"),
+        ("diagnosis", diagnosis),
         ("took", f"{console.duration(took_s)} (training {console.duration(trained.facts['seconds'])})"),
     ]
     console.card(verdict["verdict"], lines, STYLES[verdict["verdict"]])
