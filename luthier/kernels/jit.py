@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -58,14 +58,16 @@ def _pool(num_workers: int) -> ThreadPoolExecutor:
 
 def over_rows(kernel: Callable[..., Any], num_rows: int, row_elements: int, *args: Any) -> None:
     """kernel(first, last, *args) over all rows, in as many pieces as torch has threads. Pieces never share a row."""
-    arrays = [x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in args]
     pieces = max(1, min(torch.get_num_threads(), num_rows, num_rows * row_elements // MIN_ELEMENTS_PER_THREAD))
-    if pieces == 1:
-        _run(kernel, 0, num_rows, *arrays)
-        return
-    bounds = [num_rows * i // pieces for i in range(pieces + 1)]
+    over_pieces(kernel, [num_rows * i // pieces for i in range(pieces + 1)], *args)
+
+
+def over_pieces(kernel: Callable[..., Any], bounds: Sequence[int], *args: Any) -> None:
+    """kernel(bounds[i], bounds[i + 1], *args) for every i, each by a thread of its own."""
+    arrays = [x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in args]
+    pieces = len(bounds) - 1
     others = [_pool(pieces - 1).submit(_run, kernel, bounds[i], bounds[i + 1], *arrays) for i in range(1, pieces)]
-    _run(kernel, 0, bounds[1], *arrays)
+    _run(kernel, bounds[0], bounds[1], *arrays)
     for other in others:
         other.result()
 

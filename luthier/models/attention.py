@@ -1,12 +1,12 @@
 """Attention over packed documents: no padding, no T x T mask, and no way for one document to see another.
 
-On a CPU a loop of scaled_dot_product_attention per document beats a block-diagonal mask (which costs T^2) and is what
-FlexAttention cannot do (no CPU backward). Neighbours of equal length go through one call as a batch, without a copy.
-Queries may be pruned to the kept positions (last layer); keys and values may continue a prefix shared by all documents.
+On a CPU kernels/causal_attention.py computes all documents in one call. With soft caps, with a sliding window shorter
+than a row, in float64 and on other devices it is a loop of scaled_dot_product_attention, which still beats a
+block-diagonal mask (that costs T^2); neighbours of equal length go through one call as a batch, without a copy. Queries
+may be pruned to the kept positions (last layer); keys and values may continue a prefix shared by all documents.
 
-A family (models/family.py) is a document that others continue, and these others. On a CPU kernels/shared_prefix.py
-computes it; with soft caps, with a sliding window shorter than a row, and on other devices each child's keys go behind
-a copy of its parent's: the same numbers, slower.
+A family (models/family.py) is a document that others continue, and these others. The kernel reads the parent's keys
+where they lie; in the loop each child's keys go behind a copy of its parent's: the same numbers, slower.
 
 Shape legend: T packed tokens, K kept tokens, H query heads, G key/value heads, C head_dim, L document length,
 P prefix length, S keys in sight.
@@ -19,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from luthier.kernels.shared_prefix import Block, Child, attend_shared, plan_blocks
+from luthier.kernels.causal_attention import Document, Pack, attend_causal, can_attend
 from luthier.models.family import Family, find_families
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,7 +81,28 @@ class PackPlan:
     families: list[Family]
     keep_K: torch.Tensor | None
     masks: dict[tuple, torch.Tensor | None] = field(default_factory=dict)
-    blocks: dict[tuple[int, bool], list[Block]] = field(default_factory=dict)
+    _packs: dict[bool, Pack] = field(default_factory=dict)
+
+    def pack(self, pruned: bool) -> Pack:
+        """What the kernel is told; with `pruned` only the queries at keep_K, and no key behind a document's last one."""
+        if pruned not in self._packs:
+            self._packs[pruned] = self._make_pack(pruned)
+        return self._packs[pruned]
+
+    def _make_pack(self, pruned: bool) -> Pack:
+        bounds = np.concatenate([[0], np.cumsum(self.lengths)])
+        queries = self.keep_K.cpu().numpy() if pruned else np.arange(self.num_tokens)  # type: ignore[union-attr]
+        cuts = np.searchsorted(queries, bounds).tolist()
+        parents = {child: f.parent for f in self.families for child in range(f.parent + 1, f.stop)}
+        documents, at_Q = [], queries - np.repeat(bounds[:-1], np.diff(cuts))
+        for number, (low, high) in enumerate(itertools.pairwise(cuts)):
+            if low == high:
+                continue
+            parent, num_keys = parents.get(number), int(at_Q[high - 1]) + 1
+            prefix, num_prefix = (0, 0) if parent is None else (int(bounds[parent]), self.lengths[parent])
+            at_Q[low:high] += num_prefix
+            documents.append(Document(int(bounds[number]), num_keys, low, high - low, prefix, num_prefix))
+        return Pack(documents, at_Q)
 
 
 def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor, parents_D: Any = None) -> PackPlan:
@@ -184,16 +206,15 @@ class PackedAttention:
             # torch's half-precision attention on a CPU is 2-3x slower than its float32 one, and less exact.
             return self(layer, q_KHC.float(), k_TGC.float(), v_TGC.float()).to(q_KHC.dtype)
         pruned = self.plan.keep_K is not None and len(q_KHC) == len(self.plan.keep_K)
+        if self._by_kernel(layer, q_KHC):
+            return attend_causal(q_KHC, k_TGC, v_TGC, self.plan.pack(pruned), self.scale)
         sizes = [part.num_tokens for part in self.plan.parts]
         q_sizes = [_num_kept(part) for part in self.plan.parts] if pruned else sizes
         outs, parent = [], (k_TGC[:0], v_TGC[:0])
         for part, q, k, v in zip(
             self.plan.parts, q_KHC.split(q_sizes), k_TGC.split(sizes), v_TGC.split(sizes), strict=True
         ):
-            if len(q) and part.family is not None and self._together(layer, part.family, q):
-                blocks = self._blocks(part, pruned)
-                outs.append(attend_shared(q, *parent, k, v, blocks, self.scale).flatten(1))
-            elif len(q):
+            if len(q):
                 before = self._before(layer) if part.family is None else _batched(*parent)
                 each = self._kept if pruned else self._all
                 outs += [out.transpose(1, 2).flatten(2).flatten(0, 1) for out in each(layer, part, q, k, v, before)]
@@ -202,32 +223,11 @@ class PackedAttention:
             return q_KHC.reshape(0, q_KHC.shape[1] * q_KHC.shape[2])
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _together(self, layer: int, family: Family, q: torch.Tensor) -> bool:
-        """Whether the kernel applies: whole prefix in every row's sight, a plain softmax, on a CPU."""
+    def _by_kernel(self, layer: int, q_KHC: torch.Tensor) -> bool:
+        """Whether the kernel applies: every row's tokens in its own sight, a plain softmax, nothing before the pack."""
         window = self.windows[layer]
-        return self.soft_cap is None and q.device.type == "cpu" and (window is None or family.longest <= window)
-
-    def _blocks(self, part: _Part, pruned: bool) -> list[Block]:
-        key = (part.runs[0].start, pruned)
-        if key not in self.plan.blocks:
-            self.plan.blocks[key] = plan_blocks(self._children(part, pruned))
-        return self.plan.blocks[key]
-
-    def _children(self, part: _Part, pruned: bool) -> list[Child]:
-        first = part.runs[0].start
-        if not pruned:
-            starts = [(run.start - first + i * run.length, run.length) for run in part.runs for i in range(run.count)]
-            return [Child(start, length, start) for start, length in starts]
-        keep_K, low = self.plan.keep_K.tolist(), part.tails[0].low  # type: ignore[union-attr]
-        return [
-            Child(
-                tail.start - first,
-                tail.sight,
-                tail.low - low,
-                tuple(t - tail.start for t in keep_K[tail.low : tail.high]),
-            )
-            for tail in part.tails
-        ]
+        sees_all = window is None or max(self.plan.reach) <= window
+        return sees_all and self.soft_cap is None and self.prefix is None and can_attend(q_KHC)
 
     def _before(self, layer: int) -> Heads | None:
         if self.prefix is None or not self.prefix.length:

@@ -1,15 +1,16 @@
 """What a backward pass may not do: write into gradients or activations that others read too, or into shared buffers."""
 
+import numpy as np
 import pytest
 import torch
 
 from luthier.adapters.lora import LoraLinear
+from luthier.kernels.causal_attention import Document, Pack, attend_causal
 from luthier.kernels.cross_entropy import cross_entropy_sum
 from luthier.kernels.gated import silu_gated
 from luthier.kernels.int8_gemm import Int8Weight
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.projection import Linear, project, stack_layers
-from luthier.kernels.shared_prefix import Child, attend_shared, plan_blocks
 from luthier.models.rope import rotate
 
 NUM, WIDTH = 21, 48
@@ -33,8 +34,9 @@ def _layers(outs, *, int8):
 def _attended(q_k_v):
     """3 rows of 4 tokens behind a prefix of 9; two query heads on one key/value head."""
     q, k, v = (x.reshape(NUM, -1, 8) for x in q_k_v.split((16, 16, 16), dim=1))
-    blocks = plan_blocks([Child(4 * i, 4, 4 * i) for i in range(3)])
-    return attend_shared(q[9:], k[:9, :1], v[:9, :1], k[9:, :1], v[9:, :1], blocks, 0.3)
+    rows = [Document(9 + 4 * i, 4, 9 + 4 * i, 4, 0, 9) for i in range(3)]
+    pack = Pack([Document(0, 9, 0, 9), *rows], np.concatenate([np.arange(9), *[np.arange(9, 13)] * 3]))
+    return attend_causal(q, k[:, :1], v[:, :1], pack, 0.3)
 
 
 OPERATIONS = {
@@ -42,7 +44,7 @@ OPERATIONS = {
     "gated": silu_gated,
     "cross entropy": lambda x: cross_entropy_sum(x, torch.arange(NUM)),
     "rotation": lambda x: rotate(x.view(NUM, 6, 8), _drawn(NUM, 1, 4).cos(), _drawn(NUM, 1, 4).sin()),
-    "shared prefix": _attended,
+    "attention": _attended,
     "projection": lambda x: project(x, JOINED[False]),
     "int8 projection": lambda x: project(x, JOINED[True]),
     "one layer": lambda x: JOINED[False][0](x),
