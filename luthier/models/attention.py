@@ -84,7 +84,7 @@ class PackPlan:
     _packs: dict[bool, Pack] = field(default_factory=dict)
 
     def pack(self, pruned: bool) -> Pack:
-        """What the kernel is told; with `pruned` only the queries at keep_K, and no key behind a document's last one."""
+        """What the kernel is told; with `pruned` the queries at keep_K alone, and no key behind the last of them."""
         if pruned not in self._packs:
             self._packs[pruned] = self._make_pack(pruned)
         return self._packs[pruned]
