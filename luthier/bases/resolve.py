@@ -6,12 +6,9 @@ pull in llama.cpp). It is converted once into the cache, sealed with a manifest,
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from luthier.bases.folder import base_digest, check_folder, file_digests, read_licence
 from luthier.bases.gguf_convert import convert_gguf
 from luthier.errors import ArtifactError, BaseModelError
-from luthier.store.publish import publishing, read_manifest
+from luthier.store.lock import locked
+from luthier.store.publish import publishing, read_manifest, sweep
 
 _CONVERTER_VERSION = 1  # part of the cache folder's name: raise it when convert_gguf writes something else
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*"]
@@ -97,7 +95,8 @@ def _hub_folder(name: str, *, allow_hub: bool) -> Path:
 
 def _packaged_folder(alias: str, model: PackagedModel, cache: Path) -> Path:
     folder = cache / "bases" / f"{alias}-v{_CONVERTER_VERSION}"
-    with _locked(cache / "bases" / f".{folder.name}.lock"):
+    with locked(cache / "bases" / f".{folder.name}.lock", what=folder.name, wait=True):
+        sweep(folder.parent)
         if _is_whole(folder, cache):
             return folder
         source = _packaged_file(alias, model)
@@ -129,12 +128,3 @@ def _is_whole(folder: Path, cache: Path) -> bool:
         return False
     missing = [name for name in sealed if not (folder / name).is_file()]
     return not missing and all(sealed.get(name) == digest for name, digest in digests.items())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock between processes: the second one waits, then finds the finished folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -33,6 +33,12 @@ class TrainSpec(Spec):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this norm; null = no clipping."""
+    nonfinite: Literal["skip", "stop"] = "skip"
+    """A step whose loss or gradient is not finite moves no weight. skip = its rows are named (skipped.jsonl) and the
+    run goes on, unless that happens twice in a row or 3 times in 100 steps; stop = the run ends at the first one."""
+    spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
+    """A step whose loss or gradient norm is this many standard deviations above the last 128 steps, and more than twice
+    their mean, moves no weight, and its rows are named; judged from 64 steps on. null = take every step."""
     seed: int = 0
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the dev split every n steps; null = at the end of each epoch."""
@@ -49,6 +55,9 @@ class TrainSpec(Spec):
     logging_steps: Annotated[int, Field(ge=1)] = 1
     trackers: tuple[str, ...] = ()
     """accelerate trackers by name: tensorboard, wandb, mlflow, ... metrics.jsonl is always written."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] | None = 1800.0
+    """A run in which nothing has moved for so long, and for 20 times its longest move so far, is ended with its stacks
+    in hang.txt; the same command then goes on from the last checkpoint. null = wait for ever."""
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; null = all physical cores given to the process."""
 

@@ -5,12 +5,14 @@ Its loss is nats per trained token over all of it, so that batch size and packin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from luthier.config.train import TrainSpec
+from luthier.engine import generators
 from luthier.engine.attempts import Attempts
 from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, RowSet, batches_of, fullest, row_lengths
 from luthier.engine.memory import out_of_memory_as
@@ -19,18 +21,20 @@ from luthier.engine.state import Rehearsal, RunState
 from luthier.engine.step import batch_loss_sum
 from luthier.errors import TrainError
 from luthier.losses.registry import LossSum
-from luthier.types import Batch, OnEval, Sampler
+from luthier.types import Batch, Completion, Message, OnEval, Progress, Sampler
 
 
 class DevSplit:
     """What a run asks its dev split. rows is None when there is none: then nothing is evaluated and the last step is
     the best.
 
-    on_eval(step, make_sampler()) -> task metrics, where the caller wants any.
+    on_eval(step, make_sampler()) -> task metrics, where the caller wants any. stop: is asked at every batch and every
+    sampled token; an evaluation that is cut off leaves no figure behind.
     """
 
     on_eval: OnEval | None = None
     make_sampler: Callable[[], Sampler] | None = None
+    stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -59,24 +63,37 @@ class DevSplit:
         if is_larger(self.make_batch([self.rows[index] for index in micro]), rehearsed):
             self._loss([micro], attempts, lambda: False)
 
-    def evaluate(self, step: int, attempts: Attempts, stop: Callable[[], bool]) -> dict[str, float] | None:
+    def evaluate(self, step: int, attempts: Attempts) -> dict[str, float] | None:
         """The dev figures after `step` steps; None when `stop` asked to end in the middle."""
-        mean = self._loss(self.batches, attempts, stop)
-        return None if mean is None else {"loss": mean, **self._task_metrics(step)}
+        mean = self._loss(self.batches, attempts, self.stop)
+        try:
+            return None if mean is None else {"loss": mean, **self._task_metrics(step)}
+        except StopAsked:
+            return None
 
     def judge(self, state: RunState, record: dict[str, float]) -> None:
         """Takes the figures of `state.step` into the history, and notes whether they are the best so far."""
         state.history.append({"step": state.step, **record})
+        value = self._value_of(record)
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.bad_evals = value, state.step, 0
+        else:
+            state.bad_evals += 1
+
+    def choose_again(self, state: RunState, steps: Collection[int]) -> None:
+        """The best of the evaluated steps whose checkpoints stand, when that of the best one is lost."""
+        standing = [record for record in state.history if record["step"] in steps]
+        best = max(standing, key=self._value_of, default=None)
+        state.best_step = None if best is None else int(best["step"])
+        state.best_value = None if best is None else self._value_of(best)
+
+    def _value_of(self, record: dict[str, float]) -> float:
         name = self.spec.metric_for_best
         if name not in record:
             raise TrainError(
                 f"train.metric_for_best: {name!r} is not among the dev figures", hint=f"there are {', '.join(record)}"
             )
-        value = -record[name] if name == "loss" else record[name]
-        if state.best_value is None or value > state.best_value:
-            state.best_value, state.best_step, state.bad_evals = value, state.step, 0
-        else:
-            state.bad_evals += 1
+        return -record[name] if name == "loss" else record[name]
 
     def is_out_of_patience(self, state: RunState) -> bool:
         """Whether train.early_stopping_patience says to stop."""
@@ -104,11 +121,36 @@ class DevSplit:
         if self.on_eval is None or self.make_sampler is None:
             return {}
         self.model.eval()
+        put_back = generators.remember()  # an evaluation must not move the generators that training draws from
         try:
-            with torch.random.fork_rng():  # an evaluation must not move the generators that training draws from
-                return self.on_eval(step, self.make_sampler())
+            return self.on_eval(step, _Stoppable(self.make_sampler(), self.stop))
         finally:
+            put_back()
             self.model.train()
+
+
+class StopAsked(Exception):
+    """Leaves work that was asked to stop in its middle; never leaves the engine."""
+
+
+class _Stoppable:
+    """A sampler that raises StopAsked at the next token once `stop` says so."""
+
+    def __init__(self, sampler: Sampler, stop: Callable[[], bool]) -> None:
+        self._sampler, self._stop, self.name = sampler, stop, getattr(sampler, "name", "")
+
+    def sample(
+        self, prompts: Sequence[Sequence[Message]], *, progress: Progress | None = None, **settings: Any
+    ) -> list[Completion]:
+        """As of the sampler."""
+
+        def told(done: int, total: int, /, **figures: float) -> None:
+            if self._stop():
+                raise StopAsked
+            if progress is not None:
+                progress(done, total, **figures)
+
+        return self._sampler.sample(prompts, progress=told, **settings)
 
 
 def dev_loss(

@@ -7,7 +7,9 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,21 +50,23 @@ class PlannedStep:
 class StepPlan:
     """All optimizer steps of a run. The last step of an epoch may hold fewer micro-batches than the others.
 
-    lengths: tokens of every row. fullest: the micro-batches with the most tokens, of all epochs.
+    lengths: tokens of every row. fullest: the micro-batches with the most tokens, of all epochs. order_digest: sha256
+    over the rows of every micro-batch of every epoch, for the guard of a resumed run.
     """
 
     def __init__(self, rows: RowSet, plan_epoch: PlanEpoch, spec: TrainSpec) -> None:
         self._rows, self._plan_epoch, self._spec = rows, plan_epoch, spec
         self.lengths = row_lengths(rows)
         self.fullest: list[Sequence[int]] = []
-        steps_per_epoch = []
+        steps_per_epoch, order = [], hashlib.sha256()
         for epoch in range(spec.num_epochs):
             micro_batches = self._micro_batches(epoch)
             steps_per_epoch.append(self._num_steps(len(micro_batches)))
+            order.update(json.dumps([[int(index) for index in micro] for micro in micro_batches]).encode())
             self.fullest = fullest([*self.fullest, *micro_batches], self.lengths, NUM_FULLEST)
         if not sum(steps_per_epoch):
             raise TrainError("the training split is empty", hint="look at the data report for what was removed and why")
-        self.num_epochs = spec.num_epochs
+        self.num_epochs, self.order_digest = spec.num_epochs, order.hexdigest()
         self.total_steps = min(sum(steps_per_epoch), spec.max_steps or sum(steps_per_epoch))
 
     def _num_steps(self, num_micro_batches: int) -> int:
@@ -70,10 +74,6 @@ class StepPlan:
 
     def _micro_batches(self, epoch: int) -> Sequence[Sequence[int]]:
         return self._plan_epoch(self._rows, self._spec.micro_batch_tokens, self._spec.seed, epoch)
-
-    def first_epoch(self) -> list[list[int]]:
-        """Row indices of the first epoch's micro-batches, for the guard of a resumed run."""
-        return [[int(index) for index in micro] for micro in self._micro_batches(0)]
 
     def row_tokens(self, planned: PlannedStep) -> int:
         """Tokens of the rows of one step."""

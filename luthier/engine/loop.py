@@ -8,36 +8,37 @@ bitwise equal.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 
 from luthier.config.train import TrainSpec
-from luthier.engine import checkpoint
+from luthier.engine import checkpoint, generators
 from luthier.engine.attempts import Attempts
-from luthier.engine.evaluation import DevSplit
-from luthier.engine.guard import whole_guard
+from luthier.engine.evaluation import DevSplit, StopAsked
+from luthier.engine.guard import changed_facts, machine_facts, whole_guard
 from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, RowSet, StepPlan, batches_of
 from luthier.engine.memory import PeakMemory, held_bytes
+from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
 from luthier.engine.profile import StepProfiler
 from luthier.engine.rehearsal import Rehearser, heaviest
 from luthier.engine.run_log import RunLog, is_due
 from luthier.engine.schedule import learning_rate_at
 from luthier.engine.state import Rehearsal, RunState, TrainResult, Waste
-from luthier.engine.step import NonFinite, StepFigures, train_step
+from luthier.engine.step import StepFigures, UpdateRefused, train_step
+from luthier.engine.watchdog import Watchdog
 from luthier.errors import Interrupted, TrainError
 from luthier.losses.registry import LossSum
+from luthier.store.lock import locked
 from luthier.store.metrics import MetricsLog
-from luthier.store.publish import write_atomic
 from luthier.types import OnEval, Progress, Sampler
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,13 @@ def train(
     model: a PackedModel (`hidden(batch)`, `head(hidden)`). plan_epoch/make_batch: see `inputs.py`. `run_dir` gets
     `metrics.jsonl`, `checkpoints/` and `trackers/`; a run found there is gone on with, exactly. guard: digests of
     what must not change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between
-    steps: true = finish the step, save, raise Interrupted. rehearse: see `rehearsal.py`; it changes no result. began:
-    time.perf_counter() when this session's work began, for the start-up time. notice: is told what the user should know
-    (default: a logged warning). Raises TrainError for nothing to train,
-    for a changed guard, for non-finite numbers and for a single row that does not fit in memory.
+    micro-batches, dev batches and sampled tokens: true = go back to the last whole step, save, raise Interrupted.
+    rehearse: see `rehearsal.py`; it changes no result. began: time.perf_counter() when this session's work began, for
+    the start-up time. notice: is told what the user should know (default: a logged warning).
+
+    Raises TrainError for nothing to train, a changed guard, numbers that are not finite too often, a tensor without
+    gradients and a single row that does not fit in memory; SaveFailed when a checkpoint cannot be written;
+    ArtifactError when another process trains in `run_dir`.
     """
     run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
     run.dev.on_eval, run.dev.make_sampler = on_eval, make_sampler
@@ -114,15 +118,27 @@ class _Run:
         self.root, self.run_dir = run_dir / "checkpoints", run_dir
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stop = stop or (lambda: False)
+        self.dev.stop = self._stop_asked
+        check_ids(model, train_set, "train")
+        check_ids(model, dev_set or [], "dev")
         self.guard = whole_guard(spec, self.parameters, self.plan, guard)
+        self.machine = machine_facts(self.device)
         self.optimizer = make_adamw(self.parameters, spec)
         self.state = RunState()
         self.saved_step = -1
         self.peak = PeakMemory(self.device)
 
     def go(self, *, rehearse: bool) -> TrainResult:
-        """Runs to the end, to an early stop, or to an interruption."""
+        """Runs to the end, to an early stop, or to an interruption; one process at a time."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        hint = "wait until that one is done, or train in another folder"
+        with locked(self.run_dir / ".lock", what=f"run folder {self.run_dir}", hint=hint):
+            return self._alone(rehearse=rehearse)
+
+    def _alone(self, *, rehearse: bool) -> TrainResult:
         self._start()
+        self.watchdog = Watchdog(self.spec.hang_timeout_s, self.run_dir)
+        self.updates = Updates(self.state, self.spec, self.parameters, self.run_dir, self.notice)
         self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
         self.log = RunLog(self.spec, self.plan.total_steps, self.metrics, self.run_dir, self.progress)
         self.model.train()
@@ -131,6 +147,7 @@ class _Run:
                 self._rehearse()
             self._walk()
         finally:
+            self.watchdog.close()
             self.log.finish()
             if self.profiler is not None:
                 self.profiler.close()
@@ -146,9 +163,21 @@ class _Run:
             self.metrics.truncate_after(-1)
             return
         self._put_weights(found.weights)
-        load_moments(self.optimizer, self.parameters, found.moments)
+        if found.moments:  # none before the first update
+            load_moments(self.optimizer, self.parameters, found.moments)
         checkpoint.restore_generators(found)
         self.state, self.saved_step = found.state, found.state.step
+        if found.lost_best is not None:
+            self.dev.choose_again(self.state, found.whole_steps)
+            self.saved_step = -1
+            chosen = f"step {self.state.best_step}" if self.state.best_step is not None else "none so far"
+            self.notice(
+                f"the best checkpoint, that of step {found.lost_best}, is lost; best of those that stand: {chosen}"
+            )
+        if changed := changed_facts(found.machine, self.machine):
+            self.notice(
+                f"this run goes on elsewhere ({changed}): its result is the same up to rounding, not bit for bit"
+            )
         self.wall_before_s = found.state.wall_s
         self.metrics.truncate_after(self.state.step)
         log.info("going on from step %d of %d (%s)", self.state.step, self.plan.total_steps, found.folder)
@@ -183,6 +212,8 @@ class _Run:
         for planned in self.plan.steps_from(state.epoch, state.index):
             if self._is_over():
                 return
+            if self._stop_asked():
+                self._interrupt()
             if self.startup_s is None:
                 self.startup_s = time.perf_counter() - self.began
             if self.profiler is not None:
@@ -200,34 +231,45 @@ class _Run:
                 self._evaluate()
             if last or is_due(self.spec.save_steps, state.step) or self.state.best_step == state.step:
                 self._save()
-            if self.stop() and state.step < self.plan.total_steps:
-                self._interrupt()
 
     def _take(self, planned: PlannedStep) -> StepFigures:
         rate = learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
         parameters = list(self.parameters.values())
+
+        put_back = generators.remember()
 
         def window(max_tokens: int | None) -> StepFigures:
             batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device, max_tokens)
             return train_step(
                 self.model, self.loss, parameters, self.optimizer, batches,
                 step=self.state.step + 1, learning_rate=rate, spec=self.spec,
+                spike_in=self.updates.spike_in, between=self._between_micro_batches,
             )  # fmt: skip
 
         try:
-            return self.attempts.run(window)
-        except NonFinite as error:
-            record = {"step": self.state.step + 1, "message": str(error), "row_ids": error.row_ids}
-            write_atomic(self.run_dir / "nonfinite.json", json.dumps(record, indent=1) + "\n")
-            raise
+            figures = self.attempts.run(window)
+        except UpdateRefused as refused:
+            return self.updates.refuse(refused)
+        except StopAsked:
+            put_back()
+            self._interrupt()
+        self.updates.made(figures)
+        return figures
+
+    def _between_micro_batches(self) -> None:
+        if self._stop_asked():
+            raise StopAsked
+
+    def _stop_asked(self) -> bool:
+        self.watchdog.beat()
+        return self.stop()
 
     def _evaluate(self) -> None:
         state, began = self.state, self.attempts.clock_s()
-        record = self.dev.evaluate(state.step, self.attempts, self.stop)
+        record = self.dev.evaluate(state.step, self.attempts)
         state.eval_due = record is None
         if record is None:
             self._interrupt()
-            return
         took_s = self.attempts.clock_s() - began
         state.seconds += took_s
         state.evaluation_s += took_s
@@ -239,12 +281,15 @@ class _Run:
         if self.saved_step == self.state.step:
             return
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        checkpoint.save(self.root, self.state, weights, moments(self.optimizer, self.parameters), self.guard)
+        held = moments(self.optimizer, self.parameters)
+        self.watchdog.beat()
+        checkpoint.save(self.root, self.state, weights, held, self.guard, self.machine)
+        self.watchdog.beat()
         self.saved_step = self.state.step
         best, limit = self.state.best_step, self.spec.save_total_limit
         checkpoint.rotate(self.root, newest=self.state.step, best=best, limit=limit)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> NoReturn:
         self._save()
         raise Interrupted(
             f"stopped after step {self.state.step} of {self.plan.total_steps}; all of it is saved in {self.root}",
@@ -271,6 +316,7 @@ class _Run:
             startup_s=self.startup_s,
             rehearsal=self.rehearsal,
             max_tokens=state.max_tokens,
+            num_refused=state.num_refused,
             waste=Waste.of(state, best_step),
             history=tuple(state.history),
         )

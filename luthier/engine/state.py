@@ -19,7 +19,9 @@ class RunState:
     best_value: the chosen dev figure, higher is better (a loss is stored negated). bad_evals: evaluations since the
     best one.
     eval_due: an evaluation that was cut off by a stop and runs first on resume. max_tokens: micro-batches of more are
-    split, since they did not fit in memory. num_tokens: positions that ran through the model; num_row_tokens: tokens of
+    split, since they did not fit in memory. num_updates/num_refused: steps that moved the weights, steps that were not
+    let to (`numerics.py`), of which refused_in_a_row just now; nonfinite_steps: the recent ones that were not finite;
+    recent_*: what spikes are held against. num_tokens: positions that ran through the model; num_row_tokens: tokens of
     the rows (more, where rows share a prefix). Seconds are of all sessions: `seconds` steps and evaluation;
     evaluation_s evaluation alone; recompute_s rehearsals and attempts that ran out of memory; wall_s everything.
     """
@@ -38,6 +40,12 @@ class RunState:
     best_value: float | None = None
     bad_evals: int = 0
     eval_due: bool = False
+    num_updates: int = 0
+    num_refused: int = 0
+    refused_in_a_row: int = 0
+    nonfinite_steps: list[int] = field(default_factory=list)
+    recent_losses: list[float] = field(default_factory=list)
+    recent_norms: list[float] = field(default_factory=list)
     seconds: float = 0.0
     evaluation_s: float = 0.0
     recompute_s: float = 0.0
@@ -121,7 +129,8 @@ class TrainResult:
     tokens: all tokens seen; trained_tokens: those that carried loss. seconds: over all sessions of the run.
     peak_bytes: the most memory this process held (GPU: that torch allocated). startup_s: from `began` to the first step
     of the last session that took one. rehearsal: what the heaviest batch took, None when there was none. max_tokens:
-    larger micro-batches were split. history: one record per evaluation.
+    larger micro-batches were split. num_refused: steps that made no update (`skipped.jsonl` names their rows).
+    history: one record per evaluation.
     """
 
     status: Literal["completed", "early_stopped"]
@@ -137,5 +146,6 @@ class TrainResult:
     startup_s: float | None
     rehearsal: Rehearsal | None
     max_tokens: int | None
+    num_refused: int
     waste: Waste
     history: tuple[dict[str, float], ...]

@@ -1,14 +1,14 @@
 """One optimizer step: sum the token losses of every micro-batch, divide once, check, clip, move.
 
 The divisor is the number of trained tokens of the whole step. So micro-batch size, packing and accumulation change
-nothing but speed, and a short last window is not shrunk. A number that is not finite never reaches the weights: the
-step refuses.
+nothing but speed, and a short last window is not shrunk. A number that is not finite, or a spike, never reaches the
+weights: the step refuses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,21 @@ class StepFigures:
     num_padding: int
 
 
-class NonFinite(TrainError):
-    """A loss or gradient that is not a number; `row_ids` are the rows of the micro-batches it came from."""
+class UpdateRefused(TrainError):
+    """A step whose gradients were not let to the weights. figures: its own, as they were; row_ids: what it is blamed
+    on, the micro-batch with the highest loss first."""
 
-    def __init__(self, message: str, row_ids: tuple[str, ...], *, hint: str) -> None:
+    def __init__(self, message: str, figures: StepFigures, row_ids: tuple[str, ...], *, hint: str) -> None:
         super().__init__(message, hint=hint)
-        self.row_ids = row_ids
+        self.figures, self.row_ids = figures, row_ids
+
+
+class NonFinite(UpdateRefused):
+    """A loss or gradient that is not a number."""
+
+
+class Spike(UpdateRefused):
+    """A loss or gradient norm far out of line with the steps before."""
 
 
 def batch_loss_sum(model: nn.Module, loss: LossSum, batch: Batch) -> torch.Tensor:
@@ -69,15 +78,18 @@ def train_step(
     step: int,
     learning_rate: float,
     spec: TrainSpec,
+    spike_in: Callable[[float, float], str] = lambda loss, grad_norm: "",
+    between: Callable[[], None] = lambda: None,
 ) -> StepFigures:
     """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors.
 
-    Raises NonFinite before any weight moves when the loss or the gradient norm is not finite, OutOfMemory (no weight
+    spike_in(loss, gradient norm) -> what is out of line, or ''. between: called before each micro-batch; what it raises
+    leaves the weights as they were. Raises NonFinite and Spike before any weight moves, OutOfMemory (no weight
     moved; the gradients are void) naming the micro-batch that did not fit, TrainError when no token carries loss.
     """
     num_trained = sum(batch.num_trained for batch in batches)
-    row_ids = tuple(row_id for batch in batches for row_id in batch.row_ids)
     if not num_trained:
+        row_ids = tuple(row_id for batch in batches for row_id in batch.row_ids)
         raise TrainError(
             f"step {step}: no token carries loss in rows {shown_rows(row_ids)}",
             hint="look at these rows with `luthier mask`; the answer may be empty",
@@ -85,35 +97,48 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     sums = []
     for batch in batches:
+        between()
         if batch.num_trained:
-            sums.append((backward_of(model, loss, batch, num_trained), batch.row_ids))
+            sums.append((backward_of(model, loss, batch, num_trained), batch))
     # The one wait for the device in a step: the guard must know before the weights move.
-    values = [(value.item(), ids) for value, ids in sums]
-    total = sum(value for value, _ in values) / num_trained
-    bad = tuple(row_id for value, ids in values if not math.isfinite(value) for row_id in ids)
-    if bad:
-        raise _non_finite("loss", total, step, bad)
+    losses = [(value.item() / batch.num_trained, batch) for value, batch in sums]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    grad_norm = norm.item()
-    if not math.isfinite(grad_norm):
-        raise _non_finite("gradient norm", grad_norm, step, row_ids)
+    num_tokens = sum(len(batch.ids_T) for batch in batches)
+    figures = StepFigures(
+        loss=sum(mean * batch.num_trained for mean, batch in losses) / num_trained,
+        grad_norm=norm.item(),
+        num_tokens=num_tokens,
+        num_trained=num_trained,
+        num_padding=num_tokens - sum(int(batch.cu_seqlens[-1]) for batch in batches),
+    )
+    _refuse_bad_numbers(figures, losses, step, spike_in)
     if spec.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, spec.max_grad_norm, norm)
     set_rate(optimizer, learning_rate)
     with out_of_memory_as("the optimizer's state"):
         optimizer.step()
-    num_tokens = sum(len(batch.ids_T) for batch in batches)
-    num_padding = num_tokens - sum(int(batch.cu_seqlens[-1]) for batch in batches)
-    return StepFigures(total, grad_norm, num_tokens, num_trained, num_padding)
+    return figures
 
 
-def _non_finite(what: str, value: float, step: int, row_ids: tuple[str, ...]) -> NonFinite:
-    return NonFinite(
-        f"step {step}: {what} is {value}; no update was made. Rows: {shown_rows(row_ids)}",
-        row_ids,
-        hint="look at these rows, lower train.learning_rate, or train in float32; the last checkpoint is sound",
-    )
+def _refuse_bad_numbers(
+    figures: StepFigures, losses: list[tuple[float, Batch]], step: int, spike_in: Callable[[float, float], str]
+) -> None:
+    broken = [batch for mean, batch in losses if not math.isfinite(mean)]
+    if broken or not math.isfinite(figures.grad_norm):
+        what, value = ("loss", figures.loss) if broken else ("gradient norm", figures.grad_norm)
+        row_ids = tuple(row_id for batch in broken or [batch for _, batch in losses] for row_id in batch.row_ids)
+        raise NonFinite(
+            f"step {step}: {what} is {value}; no update was made. Rows: {shown_rows(row_ids)}", figures, row_ids,
+            hint="look at these rows, lower train.learning_rate, or train in float32; the last checkpoint is sound",
+        )  # fmt: skip
+    if spike := spike_in(figures.loss, figures.grad_norm):
+        worst_first = sorted(losses, key=lambda entry: -entry[0])
+        row_ids = tuple(row_id for _, batch in worst_first for row_id in batch.row_ids)
+        raise Spike(
+            f"step {step}: {spike}; no update was made. Rows: {shown_rows(row_ids)}", figures, row_ids,
+            hint="look at these rows; train.spike_sigmas: null takes every step",
+        )  # fmt: skip
 
 
 def shown_rows(row_ids: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ file store under the run folder, each only when its own variable (WANDB_MODE, ML
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from luthier.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
+log = logging.getLogger(__name__)
 Scalar = int | float | str | bool
 
 
@@ -29,14 +31,22 @@ class Trackers:
             tracker.store_init_configuration(flat)
 
     def log(self, figures: dict[str, float], step: int) -> None:
-        """Sends the figures of `step` to every tracker."""
-        for tracker in self._open:
-            tracker.log(figures, step=step)
+        """Sends the figures of `step` to every tracker. One that fails is let go: a server that is away must not end a
+        run, and metrics.jsonl has every figure."""
+        for tracker in list(self._open):
+            try:
+                tracker.log(figures, step=step)
+            except Exception as error:  # anything: it is another project's client
+                self._open.remove(tracker)
+                log.warning("%s failed at step %d and is let go: %s", type(tracker).__name__, step, error)
 
     def finish(self) -> None:
         """Flushes and closes every tracker."""
         for tracker in self._open:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:
+                log.warning("%s could not be closed: %s", type(tracker).__name__, error)
 
 
 def _open(name: str, run_dir: Path) -> GeneralTracker:

@@ -53,7 +53,7 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
             )
         return {"splits": summary.splits, "tokens": summary.tokens}
 
-    stage = run_stage(project, "prepare", VERSION, inputs, make)
+    stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True)
     _tell(stage, read_summary(stage.folder))
     return stage
 

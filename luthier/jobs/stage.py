@@ -3,11 +3,9 @@ reused."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from luthier.config.load import Project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
+from luthier.store.lock import locked
 from luthier.store.publish import digest_json, publishing, read_manifest, sweep, verify_folder
 
 KEY_CHARS = 12
@@ -71,10 +70,17 @@ def _damage(folder: Path) -> str:
 
 
 def run_stage(
-    project: Project, name: str, version: int, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any]]
+    project: Project,
+    name: str,
+    version: int,
+    inputs: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    wait: bool = False,
 ) -> Stage:
     """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to
-    keep. Raises ArtifactError when another process is building it, NotBuilt instead of building with reuse_only."""
+    keep. wait: for another process that is building it (ArtifactError otherwise). Raises NotBuilt instead of building
+    with reuse_only."""
     folder = stage_folder(project, name, version, inputs)
     found = standing(name, folder)
     if project.reuse_only and not found:
@@ -82,7 +88,7 @@ def run_stage(
     if found:
         console.headline(name, f"unchanged, reusing {folder.name} (took {console.duration(found.took_s)})")
         return found
-    with alone(folder):
+    with alone(folder, wait=wait):
         found = standing(name, folder)  # another process may just have built it
         if found:
             return found
@@ -103,30 +109,24 @@ def warn_of_damage(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process builds `folder`: two would write into one work folder. The lock dies with the process;
-    its file is removed at the end, so one that was locked after its removal counts for nothing."""
-    path = folder.with_name(f".lock-{folder.name}")
-    handle = -1
+def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Inside, no other process builds `folder`: two would write into one work folder. wait: until the other is done,
+    instead of an error."""
+    with ExitStack() as held:
+        _enter(held, folder, wait=wait)
+        yield
+
+
+def _enter(held: ExitStack, folder: Path, *, wait: bool) -> None:
+    lock, hint = folder.with_name(f".lock-{folder.name}"), "wait until it is done, or set another output_dir"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
-    except BlockingIOError:
-        locked = False
+        held.enter_context(locked(lock, what=folder.name, hint=hint))
     except OSError as error:
         raise ConfigError(
             f"{folder.parent}: cannot be written ({error.strerror})", hint="set output_dir to a folder that you own"
         ) from error
-    try:
-        if not locked:
-            raise ArtifactError(
-                f"another luthier is building {folder.name}",
-                hint="wait until it is done, or give this run another --set output_dir=...",
-            )
-        yield
-    finally:
-        if locked:
-            path.unlink(missing_ok=True)
-        os.close(handle)
+    except ArtifactError as error:
+        if not wait:
+            raise
+        console.line(f"{error}; waiting until it is done")
+        held.enter_context(locked(lock, what=folder.name, wait=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import time
@@ -19,9 +20,10 @@ from luthier.chat.proof import prove
 from luthier.config.load import Project
 from luthier.data.pack import epoch_batches, make_batch
 from luthier.data.stored import read_encoded, read_rows
+from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
-from luthier.errors import BaseModelError, ConfigError, TemplateError
+from luthier.errors import BaseModelError, ConfigError, Interrupted, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
@@ -42,6 +44,7 @@ from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
 
 VERSION = 1
+_KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints")
 _SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 
@@ -60,7 +63,7 @@ def train_stage(
     inputs = {
         "adapter": spec.adapter.model_dump(mode="json"),
         "loss": spec.loss.model_dump(mode="json"),
-        "train": spec.train.model_dump(mode="json"),
+        "train": spec.train.model_dump(mode="json", exclude=FREE_SETTINGS),
         "model": spec.model.model_dump(mode="json", include={"dtype"}),
         "base": opened.base.digest,
         "prepared": prepared.digest,
@@ -71,13 +74,12 @@ def train_stage(
     def build(folder: Path) -> dict[str, Any]:
         proof = _prove_mask(opened, prepared)
         result, facts = _train(session, folder / "adapter")
-        for name in ("metrics.jsonl", "trackers", "checkpoints"):
-            if (work / name).exists():
-                shutil.move(work / name, folder / name)
-        shutil.rmtree(work)
+        for name in _KEPT:
+            _link(work / name, folder / name)
         return facts | _figures(result) | {"mask_proof": proof}
 
     stage = run_stage(project, "train", VERSION, inputs, build)
+    shutil.rmtree(work, ignore_errors=True)  # only now: until the stage stands, the checkpoints there are all there is
     if profile and stage.reused:
         tell_nothing_to_profile(project, stage)
     facts = stage.facts
@@ -104,6 +106,21 @@ class _Session:
     guard: dict[str, Any]
     profile: int
     began: float
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file or folder of the work folder a second name in the output; its bytes are not copied."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    elif source.exists():
+        _link_file(source, target)
+
+
+def _link_file(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without second names
+        shutil.copy2(source, target)
 
 
 def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
@@ -160,6 +177,11 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
             began=session.began,
             notice=console.warn,
         )
+        if stop():  # after its last step: what follows in the same command must not begin
+            raise Interrupted(
+                "stopped after the last step; all of it is saved",
+                hint="run the same command again: it goes on from there",
+            )
     if profiler is not None:
         tell_profile(profiler)
     save_adapter(model, adapter_folder, spec.adapter, opened.base.name)
@@ -247,6 +269,7 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "startup_s": None if result.startup_s is None else round(result.startup_s, 3),
         "rehearsal": None if result.rehearsal is None else dataclasses.asdict(result.rehearsal),
         "max_tokens": result.max_tokens,
+        "num_refused": result.num_refused,
         "waste": dataclasses.asdict(result.waste),
         "history": [dict(record) for record in result.history],
     }

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from luthier.store.publish import write_atomic
+
 
 class MetricsLog:
     """Appends records to a JSONL file. Numbers are written as they are: NaN stays NaN, nothing is repaired."""
@@ -34,4 +36,4 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drops records of steps beyond `step`, so that a resumed run logs no point twice."""
         kept = [record for record in self.read() if record.get("step", 0) <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -21,6 +21,7 @@ from luthier import __version__
 from luthier.errors import ArtifactError
 
 MANIFEST = "manifest.json"
+_RETIRED = ".tmp-old-"
 _READ_BYTES = 1 << 20
 _ENTRY_KEYS = {"name", "size_bytes", "sha256"}
 
@@ -99,9 +100,11 @@ def publishing(
         manifest = _manifest_of(temporary, kind, inputs or {}, facts)
         for entry in manifest["files"]:
             _fsync(temporary / entry["name"])
+        for inner in (path for path in temporary.rglob("*") if path.is_dir()):
+            _fsync(inner)
         write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1, default=str) + "\n")
         if folder.exists():
-            retired = folder.with_name(f".tmp-old-{folder.name}-{os.getpid()}")
+            retired = folder.with_name(f"{_RETIRED}{folder.name}-{os.getpid()}")
             os.replace(folder, retired)
             os.replace(temporary, folder)
             shutil.rmtree(retired, ignore_errors=True)
@@ -147,8 +150,24 @@ def verify_folder(folder: Path) -> list[str]:
 
 
 def sweep(parent: Path) -> None:
-    """Removes temporary folders that a killed process of an earlier run left in `parent`."""
+    """Clears up in `parent` what a killed process of an earlier run left: an output that it had moved aside for a new
+    one that never came goes back to its place, temporary files and folders go.
+    """
     for path in Path(parent).glob(".tmp-*-*"):
-        pid = path.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        stem, _, pid = path.name.rpartition("-")
+        if not pid.isdigit() or (int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()):
+            continue
+        place = path.with_name(stem.removeprefix(_RETIRED))
+        if stem.startswith(_RETIRED) and not place.exists():
+            os.replace(path, place)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a published folder so that a reader finds it whole or not at all, even if this is cut short."""
+    gone = folder.with_name(f".tmp-gone-{folder.name}-{os.getpid()}")
+    os.replace(folder, gone)
+    shutil.rmtree(gone)

@@ -30,14 +30,19 @@ class SmallModel(LlamaForCausalLM):
         return self.lm_head(hidden_KD)
 
 
-def small_model(*, seed: int = 0, dropout: float = 0.0, adapter_seed: int = 1, **spec) -> SmallModel:
-    """2 layers, 32 wide, with rank-4 adapters on every linear layer."""
+def plain_model(*, seed: int = 0) -> SmallModel:
+    """2 layers, 32 wide, without adapters, everything trainable."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, attn_implementation="sdpa",
     )  # fmt: skip
-    model = SmallModel(config)
+    return SmallModel(config)
+
+
+def small_model(*, seed: int = 0, dropout: float = 0.0, adapter_seed: int = 1, **spec) -> SmallModel:
+    """The same with rank-4 adapters on every linear layer, and nothing else trainable."""
+    model = plain_model(seed=seed)
     settings = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": dropout} | spec
     apply_lora(model, AdapterSpec(**settings), seed=adapter_seed)
     return model

@@ -9,7 +9,7 @@ from luthier.engine.evaluation import dev_loss
 from luthier.engine.loop import train
 from luthier.errors import TrainError
 from luthier.losses.sft import sft_loss_sum
-from tests.engine.small import make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
+from tests.engine.small import make_batch, plain_model, plan_epoch, rows, run, same, small_model, spec_of, weights_of
 
 
 @pytest.mark.known_bug("PK4")
@@ -31,7 +31,7 @@ def test_dev_loss_does_not_depend_on_the_batches(budget):
 def test_learns_and_says_so(tmp_path):
     """Loss falls on a task that can be learnt; two runs of one seed are equal, of two seeds are not."""
     spec = spec_of(num_epochs=8, learning_rate=0.05, lr_scheduler="cosine")
-    models = [small_model().requires_grad_(True) for _ in range(3)]  # a random frozen head could not say the answer
+    models = [plain_model() for _ in range(3)]  # a random frozen head could not say the answer
     for number, (model, seed) in enumerate(zip(models, (0, 0, 1), strict=True)):
         run(model, spec.model_copy(update={"seed": seed}), tmp_path / str(number), dev_set=rows(24))
     lines = [json.loads(line) for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
@@ -121,8 +121,7 @@ def test_max_steps_ends_inside_an_epoch(tmp_path):
 
 def test_any_trainable_module_will_do(tmp_path):
     """The engine knows no adapter: full fine-tuning of a model that has none works the same."""
-    model = small_model()
-    model.requires_grad_(True)
+    model = plain_model()
     train(
         model, sft_loss_sum, spec_of(max_steps=2), train_set=rows(8), dev_set=None, make_batch=make_batch,
         plan_epoch=plan_epoch, run_dir=tmp_path,

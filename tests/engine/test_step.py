@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -168,8 +169,8 @@ def test_clipping_scales_the_whole_gradient():
 
 @pytest.mark.parametrize("where", ["loss", "gradient norm"])
 def test_a_number_that_is_not_finite_never_reaches_the_weights(tmp_path, where):
-    """TrainError names step and rows; weights stand; a record lies in the run folder; nothing repaired is logged
-    (B24).
+    """The step is skipped, by name; the second in a row ends the run. Weights stand; both are in the ledger with their
+    rows; the log has the figure as it was (B24).
     """
     model = small_model()
 
@@ -189,17 +190,21 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(tmp_path, where):
 
     from luthier.engine.loop import train
 
-    with pytest.raises(TrainError, match=f"step 4: {where} is (nan|inf); no update was made. Rows: row-") as error:
+    said = []
+    with pytest.raises(TrainError, match=f"step 5: {where} is (nan|inf); no update was made. Rows: row-") as error:
         train(
             model, broken, spec_of(), train_set=rows(24), dev_set=None, make_batch=make_batch, plan_epoch=plan_epoch,
-            run_dir=tmp_path, progress=progress, rehearse=False,
+            run_dir=tmp_path, progress=progress, rehearse=False, notice=said.append,
         )  # fmt: skip
     assert "last checkpoint is sound" in error.value.hint
     assert same(weights_of(model), weights_at_3)
-    record = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert record["step"] == 4 and record["row_ids"][0].startswith("row-")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    ledger = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in ledger] == [4, 5] and all(r["row_ids"][0][:4] == "row-" for r in ledger)
+    (notice,) = said
+    assert notice.startswith(f"step 4: {where} is ") and "skipped.jsonl" in notice
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [1, 2, 3, 4]
+    assert not math.isfinite(logged[-1]["loss" if where == "loss" else "grad_norm"])
 
 
 class _Exploding(torch.autograd.Function):

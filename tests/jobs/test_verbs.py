@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,17 +110,32 @@ def test_a_torn_or_foreign_manifest_means_that_the_stage_is_built_again(project,
     assert "unchanged" in luthier("prepare", "-c", project).output
 
 
-def test_a_stage_that_another_run_is_building_is_left_alone(project, luthier):
-    assert luthier("prepare", "-c", project).exit_code == 0
-    folder = next(project.parent.glob("runs/prepare-*"))
+def test_two_trainings_do_not_share_a_folder(project, luthier):
+    quick = ("--set", "train.max_steps=1")
+    assert luthier("train", "-c", project, *quick).exit_code == 0
+    folder = next(project.parent.glob("runs/train-*"))
     (folder / "manifest.json").unlink()
     lock = folder.with_name(f".lock-{folder.name}")
     with open(lock, "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        refused = luthier("prepare", "-c", project)
+        refused = luthier("train", "-c", project, *quick)
         assert isinstance(refused.exception, ArtifactError) and "another luthier" in str(refused.exception)
-    assert luthier("prepare", "-c", project).exit_code == 0, "a lock that nobody holds is no obstacle"
+    assert luthier("train", "-c", project, *quick).exit_code == 0, "a lock that nobody holds is no obstacle"
     assert not lock.exists()
+
+
+def test_a_preparation_waits_for_another_one_of_the_same_data(project, luthier):
+    """Two runs that differ in their training settings share the prepared data; the second waits instead of failing."""
+    assert luthier("prepare", "-c", project).exit_code == 0
+    folder = next(project.parent.glob("runs/prepare-*"))
+    (folder / "manifest.json").unlink()
+    with open(folder.with_name(f".lock-{folder.name}"), "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        free = threading.Timer(0.3, lambda: fcntl.flock(other, fcntl.LOCK_UN))
+        free.start()
+        waited = luthier("prepare", "-c", project)
+        free.join()
+    assert waited.exit_code == 0 and "waiting until it is done" in " ".join(waited.output.split())
 
 
 def test_an_output_folder_that_cannot_be_made_is_a_matter_of_configuration(project, luthier):
