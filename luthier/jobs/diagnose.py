@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from luthier.bases.shapes import read_shapes
 from luthier.chat.markers import split_markers
 from luthier.config.load import Project
 from luthier.data.stored import read_rows
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, BaseModelError
 from luthier.evaluate.samples import read_samples
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
@@ -20,7 +21,7 @@ from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import NotBuilt, Stage
 from luthier.jobs.train import train_stage
 from luthier.plan.diagnose import KINDS, Answers, Evidence, Finding, Step, diagnose
-from luthier.plan.recommend import value_of
+from luthier.plan.recommend import usual_learning_rate, value_of
 from luthier.store.metrics import MetricsLog
 
 MIN_WORDS = 6  # shorter answers are alike by chance
@@ -128,9 +129,18 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
         num_rows=prepared.facts["splits"]["train"],
         num_epochs=train.num_epochs,
         learning_rate=train.learning_rate,
+        usual_rate=_usual_rate(project, opened),
         lora_r=project.spec.adapter.lora_r,
         markers=tuple(split_markers(opened.codec)),
     )
+
+
+def _usual_rate(project: Project, opened: OpenBase) -> float | None:
+    try:
+        shapes = read_shapes(opened.base.folder)
+    except BaseModelError:  # its config.json names the sizes in other words
+        return None
+    return usual_learning_rate(project.spec.adapter.method, shapes.num_parameters)
 
 
 def _answers(prepared: Path, samples: Path) -> Answers:

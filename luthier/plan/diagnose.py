@@ -10,6 +10,7 @@ than MIN_STEPS steps has no curve to read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -19,6 +20,7 @@ FEW_ROWS = 100
 CALM, SPIKE = 7, 3.0  # steps of the running median; a spike stands this far above it
 OVERSHOOT = 1.1  # a calm curve this far above its start has gone up
 SLOW, STILL = 0.15, 0.2  # a fall below SLOW of the start is little; STILL of it in the second half is not over
+FAR_ABOVE = 20.0  # times the usual rate
 RISEN = 1.05  # dev loss above its minimum
 GAP, BY_HEART = 1.5, 10.0  # dev loss over training loss of rows that were seen before
 SMALL = 0.02  # nats per token that do not matter
@@ -46,15 +48,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a run. dev: (step, loss). stopped_at: the step whose numbers were not finite. markers: chat
-    markers of the template that the tokenizer splits. general: relative rise of bits per byte on general text and
-    whether its gate failed. improved: whether the tune beat base and prompt, None while that is not known."""
+    """What is known of a run. dev: (step, loss). usual_rate: what plan/practice.yaml proposes for this base, None for a
+    base of unknown size. stopped_at: the step whose numbers were not finite. markers: chat markers of the template that
+    the tokenizer splits. general: relative rise of bits per byte on general text and whether its gate failed. improved:
+    whether the tune beat base and prompt, None while that is not known."""
 
     steps: tuple[Step, ...]
     dev: tuple[tuple[int, float], ...]
     num_rows: int
     num_epochs: int
     learning_rate: float
+    usual_rate: float | None = None
     lora_r: int | None = None
     stopped_at: int | None = None
     bad_rows: tuple[str, ...] = ()
@@ -288,6 +292,13 @@ def _unfinished(evidence: Evidence, curve: _Curve) -> Iterator[Finding]:
                 Move("more rows of the kind it still gets wrong"),
                 Move("twice the epochs", (("train.num_epochs", 2 * evidence.num_epochs),)),
             ),
+        )
+    elif evidence.improved is False and evidence.learning_rate > FAR_ABOVE * (evidence.usual_rate or math.inf):
+        yield Finding(
+            "rate_too_high",
+            f"the training loss levelled off at {curve.end:.3g} and the tune does not beat base and prompt; the rate "
+            f"({evidence.learning_rate:g}) is far above the usual one ({evidence.usual_rate:g})",
+            (Move("the usual rate", (("train.learning_rate", evidence.usual_rate),)),),
         )
     elif evidence.improved is False:
         dev = f", dev loss {evidence.dev[-1][1]:.3g}" if evidence.dev else ""

@@ -74,6 +74,13 @@ def recommend(spec: ProjectSpec, stated: frozenset[str], workload: Workload, sha
     return Recommendation(tuple(proposals), advice)
 
 
+def usual_learning_rate(method: str, num_parameters: int) -> float:
+    """What the table proposes for a base of this size."""
+    entry = next(one for one in read_yaml(FILE)[0]["knobs"] if one["key"] == "train.learning_rate")
+    facts = {"method": method, "parameters": num_parameters}
+    return next(row["value"] for row in entry["rows"] if _holds(row, facts))
+
+
 def _holds(row: dict[str, Any], facts: dict[str, Any]) -> bool:
     return all(
         wanted[0] <= facts[name] < wanted[1] if isinstance(wanted, list) else facts[name] == wanted

@@ -49,6 +49,7 @@ CASES = {
         healthy(steps=curve(lambda t: 2 - 3 * t if t < 0.4 else 0.8 + 1.2 * (t - 0.4))),
         "rate_too_high",
     ),
+    "stuck, far too fast": (healthy(improved=False, learning_rate=0.1, usual_rate=5e-4), "rate_too_high"),
     "spikes": (healthy(steps=spiked(STEPS, (40, 55, 71), 5)), "instability"),
     "not a number": (healthy(stopped_at=12, bad_rows=("row-7",)), "instability"),
     "hardly moves": (healthy(steps=curve(lambda t: 2.0 - 0.2 * t), dev=((90, 1.85),)), "rate_too_low"),
