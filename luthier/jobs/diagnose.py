@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import NotBuilt, Stage
 from luthier.jobs.train import train_stage
-from luthier.plan.diagnose import KINDS, Answers, Evidence, Finding, Step, diagnose
+from luthier.plan.diagnose import KINDS, Answers, Evidence, Finding, Refused, Step, diagnose
 from luthier.plan.recommend import usual_learning_rate, value_of
 from luthier.store.metrics import MetricsLog
 
@@ -95,12 +96,7 @@ def _of_stopped(project: Project, opened: OpenBase, prepared: Stage) -> Evidence
     if not folders:
         raise ArtifactError("nothing is trained for this project as it stands", hint="luthier run first")
     folder = folders[-1].parent
-    evidence = _curves(project, opened, prepared, folder)
-    record = folder / "nonfinite.json"
-    if not record.is_file():
-        return evidence
-    value = json.loads(record.read_text(encoding="utf-8"))
-    return replace(evidence, stopped_at=value["step"], bad_rows=tuple(value["row_ids"]))
+    return _curves(project, opened, prepared, folder)
 
 
 def _of_stages(project: Project, opened: OpenBase, prepared: Stage, trained: Stage, judged: Stage | None) -> Evidence:
@@ -123,7 +119,9 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
     train = project.spec.train
     return Evidence(
         steps=tuple(
-            Step(r["step"], r["loss"], r["grad_norm"], r["learning_rate"]) for r in records if r["kind"] == "train"
+            Step(r["step"], r["loss"], r["grad_norm"], r["learning_rate"])
+            for r in records
+            if r["kind"] == "train" and math.isfinite(r["loss"])
         ),
         dev=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "dev"),
         num_rows=prepared.facts["splits"]["train"],
@@ -131,6 +129,9 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
         learning_rate=train.learning_rate,
         usual_rate=_usual_rate(project, opened),
         lora_r=project.spec.adapter.lora_r,
+        refused=tuple(
+            Refused(r["step"], r["why"], tuple(r["row_ids"])) for r in MetricsLog(folder / "skipped.jsonl").read()
+        ),
         markers=tuple(split_markers(opened.codec)),
     )
 

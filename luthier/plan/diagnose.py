@@ -38,6 +38,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A step that made no update: its loss was no number or a spike; the rows that it is blamed on, the worst first."""
+
+    step: int
+    why: str
+    row_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Answers:
     """The tune's answers to test cases. copied: wrong, and word for word the answer of one single training row (long
     answers only); num_long: cases whose right answer is long enough to tell."""
@@ -49,7 +58,7 @@ class Answers:
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a run. dev: (step, loss). usual_rate: what plan/practice.yaml proposes for this base, None for a
-    base of unknown size. stopped_at: the step whose numbers were not finite. markers: chat markers of the template that
+    base of unknown size. refused: steps whose update was not made. markers: chat markers of the template that
     the tokenizer splits. general: relative rise of bits per byte on general text and whether its gate failed. improved:
     whether the tune beat base and prompt, None while that is not known."""
 
@@ -60,8 +69,7 @@ class Evidence:
     learning_rate: float
     usual_rate: float | None = None
     lora_r: int | None = None
-    stopped_at: int | None = None
-    bad_rows: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
     markers: tuple[str, ...] = ()
     general: tuple[float, bool] | None = None
     answers: Answers | None = None
@@ -151,12 +159,14 @@ def _before_the_curve(evidence: Evidence) -> Iterator[Finding]:
             "pieces: the base has never seen them as markers",
             (Move("use the base's own template: its tokenizer_config.json or chat_template.jinja"),),
         )
-    if evidence.stopped_at is not None:
-        rows = f"; rows {', '.join(evidence.bad_rows[:5])}" if evidence.bad_rows else ""
+    refused = list(evidence.refused)
+    if len(refused) > 1 or any("nan" in one.why or "inf" in one.why for one in refused):
+        rows = dict.fromkeys(row for one in refused for row in one.row_ids[:2])
         yield Finding(
             "instability",
-            f"step {evidence.stopped_at} gave numbers that are not finite{rows}",
-            (Move("look at these rows: odd bytes, endless answers"), *_calmer(evidence)),
+            f"{len(refused)} steps made no update, the first at step {refused[0].step} "
+            f"({refused[0].why.partition(';')[0]}); rows {', '.join([*rows][:5])}",
+            (Move("look at these rows first: odd bytes, endless or empty answers"), *_calmer(evidence)),
         )
 
 
