@@ -23,6 +23,14 @@ class SplitSpec(Spec):
         return self
 
 
+FormatName = Literal[
+    "auto", "messages", "sharegpt", "anthropic", "alpaca", "prompt_completion", "columns", "text", "segments",
+    "preference", "kto", "stepwise",
+    "explainchoice", "concisechoice", "summarizetldr", "camel_ai", "metharme", "reflection", "context_qa",
+    "context_qa.load_v2", "creative_acr", "jeopardy",
+]  # fmt: skip
+
+
 class DataSpec(Spec):
     """Raw files in, prepared rows out."""
 
@@ -32,8 +40,16 @@ class DataSpec(Spec):
     """Files kept as the test split; training rows that leak into them are removed."""
     unlabelled: tuple[str, ...] = ()
     """Files of prompts without answers: more distinct inputs for the format gate."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text", "columns"] = "auto"
+    format: FormatName = "auto"
     """Shape of a row; auto looks at the keys of the first 200 rows and says what it found."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Columns by their part of the format, where the files call them otherwise, e.g. {turns: dialogue, role: speaker,
+    content: said} (needs `format`)."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default_factory=dict)
+    """Further names of roles in the files, e.g. {customer: user, agent: assistant}."""
+    preferred_only: bool = False
+    """Fine-tune on the preferred side of preference data: chosen answers, answers labelled desirable, answers whose
+    steps are all right. Without it such files are refused."""
     prompt: str | None = None
     """Template of the user turn from columns, e.g. "{subject}: {body}" (format columns). In every text of this file
     ${NAME} is an environment variable; $${NAME} stands for those very characters."""
@@ -81,4 +97,6 @@ class DataSpec(Spec):
             raise ValueError(f"a prompt template reads columns, so format {self.format} would not be used: drop one")
         if self.prompt and self.completion is None and not self.json_fields:
             raise ValueError("a prompt template needs completion or json_fields beside it")
+        if self.fields and self.format in ("auto", "columns"):
+            raise ValueError("fields rename the parts of a format: name it (format: messages, alpaca, ...)")
         return self

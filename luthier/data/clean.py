@@ -26,11 +26,12 @@ def clean_content(
         _check_length("text", clean, max(spec.min_chars, 1), spec.max_chars)
         _notice(clean, counts)
         return (), clean
-    turns: tuple[Message, ...] = tuple({"role": m["role"], "content": scrub(m["content"], counts)} for m in messages)
+    turns: tuple[Message, ...] = tuple({**m, "content": scrub(m["content"], counts)} for m in messages)
     for number, turn in enumerate(turns, start=1):
         last = needs_answer and number == len(turns)
         name = "answer" if last else f"{turn['role']} turn {number}" if len(turns) > 3 else "prompt"
         low = spec.min_answer_chars if last else spec.min_chars if turn["role"] == "user" else 1
+        low = 0 if "tool_calls" in turn or turn["role"] == "tool" else low
         _check_length(name, turn["content"], low, spec.max_chars)
         _notice(turn["content"], counts)
     if needs_answer and len(turns) > 1 and normalise(turns[-1]["content"]) == normalise(turns[-2]["content"]):

@@ -15,7 +15,7 @@ from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 
-VERSION = 1
+VERSION = 2
 
 
 def prepare(project: Project) -> None:
