@@ -79,14 +79,15 @@ class Loader:
 
     def load(self, source: Source) -> tuple[list[Item], FileReport]:
         """The usable rows of one file, and its report (rows_kept still open)."""
-        detected = detect(source.path)
+        detected = self._unit(detect(source.path))
         records = read_records(detected, source.name)
         head = list(islice(records, SAMPLE_ROWS))
         mapping = self._mapping(source, [record.value for record in head if record.value is not None])
         size = source.path.stat().st_size
         report = FileReport(source.name, source.role, str(detected), str(mapping), size)
         report.warnings += detected.warnings
-        items = list(self._items(chain(head, records), mapping, report))
+        is_document = detected.container in ("document", "html")
+        items = list(self._items(chain(head, records), mapping, report, is_document))
         if not report.rows_read:
             raise DataError(f"{source.name}: holds no rows", hint="remove it from the config or fetch it again")
         return items, report
@@ -110,21 +111,33 @@ class Loader:
             )
         return mapping
 
-    def _items(self, records: Iterator[Record], mapping: Mapping, report: FileReport) -> Iterator[Item]:
+    def _unit(self, detected: Detected) -> Detected:
+        """The file with a row a line or as one row, as the config says of plain text."""
+        unit = {"line": "text", "document": "document"}.get(self._spec.text_unit)
+        return replace(detected, container=unit) if unit and detected.container in ("text", "document") else detected
+
+    def _items(
+        self, records: Iterator[Record], mapping: Mapping, report: FileReport, is_document: bool
+    ) -> Iterator[Item]:
         for record in records:
             report.rows_read += 1
             if record.value is None:
                 self._quarantine.add(record, record.problem)
                 continue
             try:
-                yield self._item(record, record.value, mapping)
+                yield self._item(record, record.value, mapping, is_document)
             except RowError as error:
                 self._quarantine.add(record, str(error))
 
-    def _item(self, record: Record, value: dict[str, Any], mapping: Mapping) -> Item:
+    def _item(self, record: Record, value: dict[str, Any], mapping: Mapping, is_document: bool) -> Item:
         content = self._content(value, mapping)
         messages, text = clean_content(
-            content.messages, content.text, self._spec, self.counts, needs_answer=self._needs_answer
+            content.messages,
+            content.text,
+            self._spec,
+            self.counts,
+            needs_answer=self._needs_answer,
+            is_document=is_document,
         )
         if content.segments:  # what is read and trained to the letter
             text = content.text
