@@ -86,7 +86,7 @@ class Format:
     parts: part -> the column that usually holds it ("" for names inside a turn): what data.fields may rename.
     recognise: the keys by part, or None. read: raises RowError. write: None = can be read only. holds: names of
     `features`. preference: rows that compare or judge answers, which fine-tuning uses only when asked by name.
-    by_name_only: its columns are too common to be recognised by.
+    by_name_only: its columns are too common to be recognised by. needs: the one of `features` that a content must have.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Format:
     write: Callable[[Content], dict[str, Any]] | None = None
     preference: bool = False
     by_name_only: bool = False
+    needs: str = ""
 
 
 CHAT = frozenset({"prompt and answer", "system message"})
@@ -136,7 +137,10 @@ def features(content: Content) -> set[str]:
 
 def write_row(content: Content, target: Format) -> dict[str, Any]:
     """One row of `target`. Raises RowError naming what it cannot hold."""
-    lost = sorted(features(content) - target.holds)
+    has = features(content)
+    lost = sorted(has - target.holds)
+    if target.needs and target.needs not in has:
+        raise RowError(f"{target.name} needs: {target.needs}, which the row does not have")
     if lost or target.write is None:
         raise RowError(f"{target.name} cannot hold: {', '.join(lost) or 'anything (it can be read only)'}")
     return target.write(content)

@@ -66,7 +66,7 @@ def _recognise_pairs(keys: Keys, needs_answer: bool) -> dict[str, str] | None:
 def _read_pairs(row: dict[str, Any], mapping: Mapping, needs_answer: bool) -> Content:
     keys = mapping.keys
     prompt: tuple[Message, ...] = ()
-    if "turns" in keys:
+    if row.get(keys.get("turns", "")):
         prompt = context(turns_of(row.get(keys["turns"]), mapping))
         if "chosen" not in keys:  # ms-swift: the conversation holds the chosen answer
             prompt, chosen = prompt[:-1], (_trained(prompt[-1]),)
@@ -170,6 +170,7 @@ PREFERENCE = Format(
     CHAT | TOOLS | {"rejected side", "earlier answers untrained", "earlier answers trained"},
     _write_pairs,
     preference=True,
+    needs="rejected side",
 )
 
 
@@ -199,7 +200,7 @@ def _read_kto(row: dict[str, Any], mapping: Mapping, needs_answer: bool) -> Cont
     label = _flag(row.get(keys["label"]), numbers=True)
     if label is None:
         raise RowError(f"column {keys['label']!r} is neither true nor false")
-    if "turns" in keys:
+    if row.get(keys.get("turns", "")):
         messages = turns_of(row.get(keys["turns"]), mapping)
     else:
         messages = read_prompt(row, mapping) + read_answer(row.get(keys["completion"]), mapping, keys["completion"])
@@ -222,6 +223,7 @@ KTO = Format(
     CHAT | TOOLS | {"label", "earlier answers untrained", "earlier answers trained"},
     _write_kto,
     preference=True,
+    needs="label",
 )
 
 
@@ -257,4 +259,5 @@ STEPWISE = Format(
     frozenset({"prompt and answer", "steps"}),
     _write_steps,
     preference=True,
+    needs="steps",
 )
