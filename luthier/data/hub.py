@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from luthier.errors import DataError
 
 PREFIX = "hub:"
+EVERY_FILE = "**/*"
 _ADDRESS = re.compile(
     r"hub:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^/@]+))?(?:/(?P<files>.+))?"
 )
@@ -34,7 +35,7 @@ def fetch(address: str, endings: tuple[str, ...], *, allow_hub: bool) -> tuple[P
             f"{address}: fetching from the Hugging Face hub was not asked for",
             hint="set data.allow_hub: true (needs a connection), or download the files and name them",
         )
-    pattern = match["files"] or "**/*"
+    pattern = match["files"] or EVERY_FILE
     wanted = (
         [pattern] if match["files"] else [f"*{ending}{packed}" for ending in endings for packed in ("", ".gz", ".zst")]
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.data.detect import ENDINGS, check_regular, promised
-from luthier.data.hub import PREFIX, fetch
+from luthier.data.hub import EVERY_FILE, PREFIX, fetch
 from luthier.errors import DataError
 
 
@@ -70,6 +71,10 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
+_OTHER_SPLIT = re.compile(
+    r"(?:^|[^a-z])(?:test|testing|eval|evaluation|dev|valid|validation)(?:[^a-z]|$)", re.IGNORECASE
+)
+"""How the hub tells the splits of a data set by the names of its files; without a pattern its training split is read."""
 _NOTES = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json", "README.md", "LICENSE.md"}
 
 
@@ -77,6 +82,8 @@ def _hub_files(address: str, role: str, *, allow_hub: bool) -> list[tuple[Path, 
     folder, pattern = fetch(address, tuple(ENDINGS), allow_hub=allow_hub)
     paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and promised(path)[0]]
     paths = [path for path in paths if path.name not in _NOTES]
+    if pattern == EVERY_FILE:
+        paths = [path for path in paths if not _OTHER_SPLIT.search(path.relative_to(folder).as_posix())] or paths
     if not paths:
         raise DataError(f"data.{role}: {address} has no such data file", hint="look at its files on the hub's page")
     head = address.partition("/")[0] + "/" + address.split("/")[1]
