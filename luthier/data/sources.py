@@ -74,7 +74,7 @@ def files_in(folder: Path) -> list[Path]:
 _OTHER_SPLIT = re.compile(
     r"(?:^|[^a-z])(?:test|testing|eval|evaluation|dev|valid|validation)(?:[^a-z]|$)", re.IGNORECASE
 )
-"""How the hub tells the splits of a data set by the names of its files; without a pattern its training split is read."""
+"""How the hub tells splits by the names of files; without a pattern the training split is read."""
 _NOTES = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json", "README.md", "LICENSE.md"}
 
 
