@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -130,6 +131,13 @@ def test_rows_become_messages(kind, row, wanted):
 def test_every_format_stands_in_the_matrix_and_in_the_config():
     assert {kind for kind, _, _ in ROWS} == set(FORMATS)
     assert set(get_args(FormatName)) == {"auto", *FORMATS}
+
+
+def test_the_page_of_formats_is_true():
+    page = (Path(__file__).resolve().parents[2] / "docs/data_formats.md").read_text()
+    for name, one in FORMATS.items():
+        holds = ", ".join(sorted(one.holds)) if one.write else "read only"
+        assert f"| `{name}` | {one.about} | {holds} |\n" in page, name
 
 
 def test_system_message_comes_from_the_row_or_the_config():
