@@ -88,6 +88,8 @@ ROWS = [
     ("preference", {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}, PAIR),
     ("preference", asked(USER, ANSWER, prompt="q", chosen=[USER, ANSWER], rejected=[USER, OTHER]), PAIR),
     ("preference", {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, PAIR),
+    ("preference", {"chosen": [USER, ANSWER, USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]},
+     Content((USER, UNTRAINED, USER, ANSWER), rejected=(OTHER,))),
     ("preference", {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "b"}}, PAIR),
     ("preference", {"instruction": "i", "input": "x", "chosen": "a", "rejected": "b"},
      Content(({**USER, "content": "i\n\nx"}, ANSWER), rejected=(OTHER,))),
