@@ -92,6 +92,30 @@ def init(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The file of rows.")],
+    target: Annotated[Path, typer.Argument(help="The new file; its ending names the container and the compression.")],
+    to: Annotated[str, typer.Option("--to", help="The format of its rows; without it the columns stay.")] = "",
+    source_format: Annotated[str, typer.Option("--from", help="The format of the source's rows.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a file of rows in another format or container; a row that it cannot hold whole is set aside by name."""
+    _job("convert").convert(source, target, to=to, source_format=source_format, force=force)
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="An Axolotl YAML.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path(
+        "luthier.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a project file from an Axolotl configuration; each key without a counterpart is named."""
+    _job("import_axolotl").import_file(source, output, force=force)
+
+
+@app.command()
 def run(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES, profile: Profile = 0) -> None:
     """The main job: prepare, train, build, evaluate, publish. Skips stages whose inputs have not changed."""
     began = time.perf_counter()

@@ -54,6 +54,8 @@ class ChatCodec:
         Raises TemplateError with file and line of the row when it cannot be encoded.
         """
         try:
+            if row.segments:
+                return [self._encode_segments(row)]
             return [self._encode_text(row)] if row.text else self._encode_messages(row)
         except TemplateError as error:
             where = f"{row.source}:{row.line}: " if row.source and row.line else f"{row.source}: " if row.source else ""
@@ -85,6 +87,19 @@ class ChatCodec:
         if len(ids) < 2:
             raise TemplateError("the text has no tokens to train on", hint="leave the row out")
         return EncodedRow(row.id, tuple(ids), (False,) + (True,) * (len(ids) - 1))
+
+    def _encode_segments(self, row: Row) -> EncodedRow:
+        """The segments' tokens one after the other, tokenised apart, so that no token belongs to two. Nothing is added:
+        control tokens are what the segments themselves spell."""
+        ids: list[int] = []
+        trained: list[bool] = []
+        for text, label in row.segments:
+            piece = self.tokenizer.encode(text, specials=True)
+            ids += piece
+            trained += [label] * len(piece)
+        if not any(trained[1:]):
+            raise TemplateError("no token of the segments is trained", hint="leave the row out")
+        return EncodedRow(row.id, tuple(ids), (False, *trained[1:]))
 
     def _encode_messages(self, row: Row) -> list[EncodedRow]:
         messages = checked(row.messages)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.bases.tokenizer import Tokenizer
-from luthier.chat.conversation import Rendered, Renderer
+from luthier.chat.conversation import Rendered, Renderer, trained_turns
 from luthier.errors import TemplateError
 
 SENTINEL = "\U000f7a01luthier\U000f7a02"
@@ -43,7 +43,7 @@ def mask_conversation(tokenizer: Tokenizer, renderer: Renderer, messages: Sequen
 
     `messages` are checked and end with an assistant turn. Raises TemplateError when a mask cannot be derived.
     """
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = trained_turns(messages)
     try:
         return [_mask(tokenizer, renderer, messages, turns)]
     except HistoryRewritten:
@@ -60,6 +60,10 @@ def _mask(tokenizer: Tokenizer, renderer: Renderer, messages: Sequence[Mapping[s
     for turn in turns:
         prompt = renderer.render(messages[:turn], add_generation_prompt=True)
         num_prompt = _prefix_length(tokenizer, prompt, full, ids, turn)
+        if messages[turn].get("tool_calls"):
+            within = _calls_end(renderer, messages, turn, full.text)
+            spans.append((num_prompt, _stop_within(tokenizer, ids, starts, within, turn)))
+            continue
         content_end = _content_end(renderer, messages, turn, prompt.text, full.text)
         spans.append((num_prompt, _span_end(tokenizer, ids, starts, num_prompt, content_end, full.text)))
     return Masked(ids, spans)
@@ -95,6 +99,33 @@ def _content_end(renderer: Renderer, messages: Sequence[Mapping[str, Any]], turn
     if not full[:end].rstrip().endswith(content):
         raise HistoryRewritten(f"message {turn}: the template changes the text of this answer")
     return end
+
+
+def _calls_end(renderer: Renderer, messages: Sequence[Mapping[str, Any]], turn: int, full: str) -> tuple[int, int]:
+    """(start, end) in characters between which the stop token of a turn with tool calls stands: behind the name of the
+    last call, before the content of the next message."""
+    calls = messages[turn]["tool_calls"]
+    last = {**calls[-1], "function": {**calls[-1]["function"], "name": SENTINEL}}
+    probe = [*messages[:turn], {**messages[turn], "tool_calls": [*calls[:-1], last]}, *messages[turn + 1 :]]
+    _, found, after = renderer.text(probe).rpartition(SENTINEL)
+    if not found or not full.endswith(after):
+        raise HistoryRewritten(f"message {turn}: the template leaves this tool call out or rewrites it")
+    end = len(full)
+    if turn + 1 < len(messages):
+        probe = [*messages[: turn + 1], {**messages[turn + 1], "content": SENTINEL}, *messages[turn + 2 :]]
+        end = renderer.text(probe).find(SENTINEL)
+    return len(full) - len(after), end
+
+
+def _stop_within(tokenizer: Tokenizer, ids: list[int], starts: list[int], within: tuple[int, int], turn: int) -> int:
+    """Index behind the first stop token that stands in `within` (characters)."""
+    for index, start in enumerate(starts):
+        if within[0] <= start < within[1] and ids[index] in tokenizer.stop_ids:
+            return index + 1
+    raise TemplateError(
+        f"message {turn}: no stop token ends the tool call, so serving would not stop there",
+        hint="the template must end an assistant turn that calls tools with a stop token",
+    )
 
 
 def _span_end(

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from luthier.chat.codec import ChatCodec
-from luthier.chat.conversation import checked
+from luthier.chat.conversation import Shape, checked, rewrite, shape_of, strings_of, trained_turns
 from luthier.chat.obligations import OBLIGATIONS, Case, Turn
 from luthier.errors import TemplateError
 from luthier.types import EncodedRow, Message, Row
 
 _MAX_SHAPES = 16  # sequences of roles that get planted conversations
 _BENIGN = "ok"
+_PAIR: Shape = (("user", 0, 0, True), ("assistant", 0, 0, True))
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def prove(codec: ChatCodec, rows: Sequence[Row], *, max_rows: int = 200) -> Proo
     chats = [row for row in rows if row.messages]
     step = max(1, len(chats) // max_rows)
     sample = chats[::step][:max_rows]
-    shapes = list(dict.fromkeys(tuple(str(m.get("role")) for m in row.messages) for row in sample))[:_MAX_SHAPES]
-    planted = [row for shape in shapes or [("user", "assistant")] for row in _planted(codec, shape)]
+    shapes = list(dict.fromkeys(_shape(row) for row in sample))[:_MAX_SHAPES]
+    planted = [row for shape in shapes or [_PAIR] for row in _planted(codec, shape)]
     counterexamples: dict[str, str] = {}
     num_checked: Counter[str] = Counter()
     refused = []
@@ -98,22 +99,62 @@ def _canary(*parts: object) -> str:
     return "q" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
 
 
-def _planted(codec: ChatCodec, shape: tuple[str, ...]) -> Iterator[Row]:
+def _shape(row: Row) -> Shape:
+    """The row's shape; of messages that are no messages, whatever: encoding says what is wrong with them."""
+    try:
+        return shape_of(row.messages)
+    except (AttributeError, KeyError, TypeError):
+        return _PAIR
+
+
+def _planted(codec: ChatCodec, shape: Shape) -> Iterator[Row]:
     """Two conversations of this shape: canaries, and canaries beside every special token of the tokenizer."""
-    words = [_canary(shape, i) for i in range(len(shape))]
-    messages = tuple(Message(role=role, content=word) for role, word in zip(shape, words, strict=True))
+    messages = tuple(_canaries(shape, index) for index in range(len(shape)))
     yield Row(id="planted-canaries", messages=messages)
     injection = " ".join(codec.tokenizer.special_tokens)
-    poisoned = tuple(Message(role=m["role"], content=f"{m['content']} {injection} {m['content']}") for m in messages)
     if injection:
-        yield Row(id="planted-injection", messages=poisoned)
+        poison: Callable[[str], str] = lambda text: f"{text} {injection} {text}" if text[:1] == "q" else text  # noqa: E731
+        poisoned = [cast(Message, rewrite(message, poison)) for message in messages]
+        yield Row(id="planted-injection", messages=tuple(poisoned))
+
+
+def _canaries(shape: Shape, index: int) -> Message:
+    """A message of `shape` whose texts are canaries."""
+    role, num_calls, num_tools, has_content = shape[index]
+    message = Message(role=role, content=_canary(shape, index) if has_content else "")
+    if num_calls:
+        message["tool_calls"] = [
+            {
+                "type": "function",
+                "id": f"call{index:02d}{i:03d}",
+                "function": {"name": _canary(shape, index, i), "arguments": {"argument": _canary(shape, index, i, 0)}},
+            }
+            for i in range(num_calls)
+        ]
+    if num_tools:
+        schema = {"type": "object", "properties": {"argument": {"type": "string", "description": "text"}}}
+        message["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": _canary(shape, index, "tool", i), "description": "text", "parameters": schema},
+            }
+            for i in range(num_tools)
+        ]
+    return message
+
+
+def _words(message: Mapping[str, Any]) -> Iterator[str]:
+    """The canaries of a planted message."""
+    for text in strings_of(message):
+        if text[:1] == "q":
+            yield text.split()[0]
 
 
 def _cases(codec: ChatCodec, row: Row) -> Iterator[Case]:
     """The cases of one row: one for each encoded row. Raises TemplateError when it cannot be encoded."""
     encoded = codec.encode(row)
     messages = checked(row.messages)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = trained_turns(messages)
     planted = row.id.startswith("planted-")
     if len(encoded) == 1:
         yield _case(codec, encoded[0], messages, turns, planted)
@@ -128,20 +169,36 @@ def _case(
     tokenizer = codec.tokenizer
     benign = [m if m["role"] == "assistant" and not planted else {**m, "content": _BENIGN} for m in messages]
     benign = [_without(m, tuple(tokenizer.special_tokens)) for m in benign]
-    foreign = tuple(m["content"].split()[0] for m in messages if planted and m["role"] != "assistant")
+    foreign = tuple(word for m in messages if planted and m["role"] != "assistant" for word in _words(m))
     return Case(
         encoded=encoded,
         text=codec.renderer.text(messages),
-        injected=any(token in m["content"] for m in messages for token in tokenizer.control_tokens),
-        turns=tuple(Turn(tuple(codec.prompt_ids(messages[:i])), messages[i]["content"]) for i in turns),
+        injected=any(token in text for m in messages for text in strings_of(m) for token in tokenizer.control_tokens),
+        turns=tuple(Turn(tuple(codec.prompt_ids(messages[:i])), _answer_text(codec, messages, i)) for i in turns),
         control_counts=dict(Counter(tokenizer.encode(codec.renderer.text(benign)))),
         foreign=foreign,
-        own=tuple(messages[i]["content"].split()[0] for i in turns) if planted else (),
+        own=tuple(word for i in turns for word in _words(messages[i])) if planted else (),
     )
 
 
+def _answer_text(codec: ChatCodec, messages: Sequence[Mapping[str, Any]], turn: int) -> str:
+    """What the model must write in this turn: its content, or with tool calls what the template adds to the prompt, up
+    to the stop token."""
+    if not messages[turn].get("tool_calls"):
+        return messages[turn]["content"]
+    prompt = codec.renderer.text(messages[:turn], add_generation_prompt=True)
+    text = codec.renderer.text(messages[: turn + 1])[len(prompt) :]
+    stops = [codec.tokenizer.token_text(token) for token in codec.stop_ids]
+    last = max(((text.rfind(stop), stop) for stop in stops if stop and stop in text), default=(len(text), ""))
+    text = text[: last[0]].rstrip()
+    closing = next((t for t in codec.tokenizer.special_tokens if text.endswith(t)), "")
+    return text.removesuffix(closing)
+
+
 def _without(message: Mapping[str, Any], tokens: tuple[str, ...]) -> Mapping[str, Any]:
-    content = message["content"]
-    for token in tokens:
-        content = content.replace(token, _BENIGN)
-    return message if content == message["content"] else {**message, "content": content}
+    def clean(text: str) -> str:
+        for token in tokens:
+            text = text.replace(token, _BENIGN)
+        return text
+
+    return rewrite(message, clean)

@@ -158,13 +158,21 @@ class ChatTemplate:
                 hint="compare chat_template.jinja with the one of the model's origin",
             ) from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        """The rendered conversation. Raises TemplateError with the template's own words when it refuses."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The rendered conversation. tools: function schemas, None when there are none.
+
+        Raises TemplateError with the template's own words when it refuses."""
         _DEADLINE.at_s = time.monotonic() + MAX_RENDER_S
         context = {
             **self._variables,
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }

@@ -23,17 +23,34 @@ class SplitSpec(Spec):
         return self
 
 
+FormatName = Literal[
+    "auto", "messages", "sharegpt", "anthropic", "alpaca", "prompt_completion", "columns", "text", "segments",
+    "preference", "kto", "stepwise",
+    "explainchoice", "concisechoice", "summarizetldr", "camel_ai", "metharme", "reflection", "context_qa",
+    "context_qa.load_v2", "creative_acr", "jeopardy",
+]  # fmt: skip
+
+
 class DataSpec(Spec):
     """Raw files in, prepared rows out."""
 
     train: tuple[str, ...] = Field(min_length=1)
-    """Files or globs (relative to the project file). Rows of these files are split unless `test` is given."""
+    """Files, folders or globs (relative to the project file), or hub:org/name@revision. Rows of
+    these files are split unless `test` is given."""
     test: tuple[str, ...] = ()
     """Files kept as the test split; training rows that leak into them are removed."""
     unlabelled: tuple[str, ...] = ()
     """Files of prompts without answers: more distinct inputs for the format gate."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text", "columns"] = "auto"
+    format: FormatName = "auto"
     """Shape of a row; auto looks at the keys of the first 200 rows and says what it found."""
+    fields: dict[str, str] = Field({})
+    """Columns by their part of the format, where the files call them otherwise, e.g. {turns: dialogue, role: speaker,
+    content: said} (needs `format`)."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field({})
+    """Further names of roles in the files, e.g. {customer: user, agent: assistant}."""
+    preferred_only: bool = False
+    """Fine-tune on the preferred side of preference data: chosen answers, answers labelled desirable, answers whose
+    steps are all right. Without it such files are refused."""
     prompt: str | None = None
     """Template of the user turn from columns, e.g. "{subject}: {body}" (format columns). In every text of this file
     ${NAME} is an environment variable; $${NAME} stands for those very characters."""
@@ -41,6 +58,12 @@ class DataSpec(Spec):
     """Template of the answer from columns, e.g. "{label}" (format columns)."""
     json_fields: tuple[str, ...] = ()
     """Columns that become one JSON object as the answer, in this order (instead of `completion`)."""
+    text_unit: Literal["auto", "line", "document"] = "auto"
+    """What is one row of a file of plain text: auto = a line of .txt, the whole of .md and .html."""
+    answer_language: Literal["text", "markdown", "code", "python", "json"] = "text"
+    """What answers are written in. All but text keep their white space as it is; python and json must parse."""
+    allow_hub: bool = False
+    """Whether files named hub:org/name@revision may be downloaded. Never done unasked."""
     system: str = ""
     """System message put in front of every row that has none."""
     json_schema: str | None = None
@@ -49,8 +72,9 @@ class DataSpec(Spec):
     """Rows with shorter prompts are quarantined."""
     max_chars: Annotated[int, Field(ge=1)] = 100_000
     """Rows with longer prompts or answers are quarantined."""
-    min_answer_chars: Annotated[int, Field(ge=0)] = 1
-    """Rows with shorter answers are quarantined."""
+    min_answer_chars: Annotated[int, Field(ge=0)] | None = None
+    """Rows with shorter answers are quarantined; null = by what they are: 1 for an answer (a label may be one
+    character), 2 for JSON, 16 for a document."""
     near_duplicate_threshold: Share = 0.8
     """Rows whose prompts have at least this Jaccard similarity (word 3-grams) to a kept row are removed; 1 = exact
     only."""
@@ -81,4 +105,6 @@ class DataSpec(Spec):
             raise ValueError(f"a prompt template reads columns, so format {self.format} would not be used: drop one")
         if self.prompt and self.completion is None and not self.json_fields:
             raise ValueError("a prompt template needs completion or json_fields beside it")
+        if self.fields and self.format in ("auto", "columns"):
+            raise ValueError("fields rename the parts of a format: name it (format: messages, alpaca, ...)")
         return self

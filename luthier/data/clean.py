@@ -11,6 +11,7 @@ from collections import Counter
 
 from luthier.config.data import DataSpec
 from luthier.data.turns import RowError
+from luthier.data.written import KEEPS_SPACE, MIN_ANSWER_CHARS, MIN_DOCUMENT_CHARS, check_parses
 from luthier.text.normalise import normalise, scrub
 from luthier.types import Message
 
@@ -18,20 +19,36 @@ _CONTROL_TOKEN = re.compile(r"<\|[a-z_0-9]{2,30}\|>|\[/?INST\]|</?s>|<(?:start|e
 
 
 def clean_content(
-    messages: tuple[Message, ...], text: str, spec: DataSpec, counts: Counter[str], *, needs_answer: bool = True
+    messages: tuple[Message, ...],
+    text: str,
+    spec: DataSpec,
+    counts: Counter[str],
+    *,
+    needs_answer: bool = True,
+    is_document: bool = False,
 ) -> tuple[tuple[Message, ...], str]:
-    """(messages, text) scrubbed. Raises RowError: empty, too short, or too long by the limits of `spec`."""
+    """(messages, text) scrubbed. is_document: the text is a whole file. Raises RowError: empty, too short, too long by
+    the limits of `spec`, or not the language that the answers are declared to be written in."""
+    language = spec.answer_language
+    keeps_space = KEEPS_SPACE[language] or is_document
     if not messages:
-        clean = scrub(text, counts)
-        _check_length("text", clean, max(spec.min_chars, 1), spec.max_chars)
+        clean = scrub(text, counts, keeps_space=keeps_space)
+        low = spec.min_answer_chars if spec.min_answer_chars is not None else MIN_DOCUMENT_CHARS if is_document else 1
+        _check_length("text", clean, max(spec.min_chars, low, 1), spec.max_chars)
         _notice(clean, counts)
         return (), clean
-    turns: tuple[Message, ...] = tuple({"role": m["role"], "content": scrub(m["content"], counts)} for m in messages)
+    least = MIN_ANSWER_CHARS[language] if spec.min_answer_chars is None else spec.min_answer_chars
+    turns: tuple[Message, ...] = tuple(
+        {**m, "content": scrub(m["content"], counts, keeps_space=keeps_space)} for m in messages
+    )
     for number, turn in enumerate(turns, start=1):
         last = needs_answer and number == len(turns)
         name = "answer" if last else f"{turn['role']} turn {number}" if len(turns) > 3 else "prompt"
-        low = spec.min_answer_chars if last else spec.min_chars if turn["role"] == "user" else 1
+        low = least if last else spec.min_chars if turn["role"] == "user" else 1
+        low = 0 if "tool_calls" in turn or turn["role"] == "tool" else low
         _check_length(name, turn["content"], low, spec.max_chars)
+        if turn["role"] == "assistant" and turn["content"] and needs_answer and turn.get("train") is not False:
+            check_parses(turn["content"], language)
         _notice(turn["content"], counts)
     if needs_answer and len(turns) > 1 and normalise(turns[-1]["content"]) == normalise(turns[-2]["content"]):
         counts["answers that repeat the prompt (kept)"] += 1
@@ -39,7 +56,7 @@ def clean_content(
 
 
 def _check_length(name: str, text: str, low: int, high: int) -> None:
-    if not text and low > 0:
+    if not text.strip() and low > 0:
         raise RowError(f"empty {name}")
     if len(text) < low:
         raise RowError(f"{name} too short: {len(text)} characters, the least is {low}")

@@ -1,6 +1,7 @@
 """What a file really is, from its first bytes; the name's ending is only a hint.
 
-What: `detect` returns container (jsonl, json, csv, text, parquet, arrow) and compression, or raises with the next move.
+What: `detect` returns container (jsonl, json, csv, text, document, html, parquet, arrow) and compression, or raises
+with the next move.
 Why by content: downloads arrive under wrong names, and an error page saved as data.jsonl must not become training rows.
 When name and content disagree, content wins and a warning says so.
 Sources: RFC 1952 (gzip), RFC 8878 (zstd), Apache Parquet and Arrow file formats.
@@ -22,11 +23,12 @@ PEEK_BYTES = 65_536
 ROW_KEYS = ("data", "rows", "examples", "items", "records", "samples", "instances", "train")
 """Keys under which exports put the array of rows: {"data": [...]}."""
 _WRAPPED = re.compile(rb'"(?:%s)"\s*:\s*\[\s*\{' % "|".join(ROW_KEYS).encode(), re.IGNORECASE)
-_ENDINGS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".md": "text",
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text",
+    ".md": "document", ".markdown": "document", ".html": "html", ".htm": "html", ".xhtml": "html",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
-_PACKED_ENDINGS = {".gz": "gz", ".gzip": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
+PACKED_ENDINGS = {".gz": "gz", ".gzip": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
 _REFUSED = (
     (b"PK\x03\x04", "a zip archive (or an Excel/Word file)", "unpack it, or save the sheet as CSV"),
     (b"%PDF", "a PDF document", "extract the text first"),
@@ -43,12 +45,14 @@ _WIDE_MARKS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+_HTML_TAG = re.compile(rb"<[a-zA-Z!?]")
 _HTML = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Detected:
-    """container: jsonl, json, csv, text, parquet or arrow; compression: "", gz, zst, bz2 or xz; warnings: in words."""
+    """container: jsonl, json, csv, text (a row a line), document, html (the file is one row), parquet or arrow;
+    compression: "", gz, zst, bz2 or xz; warnings: in words."""
 
     path: Path
     container: str
@@ -93,7 +97,7 @@ def detect(path: Path) -> Detected:
     if compression:
         with open_stream(path, compression) as stream:
             head = stream.read(PEEK_BYTES)
-    container = _container(path, head, _named(path)[0])
+    container = _container(path, head, promised(path)[0])
     return Detected(path, container, compression, tuple(_disagreements(path, container, compression)))
 
 
@@ -102,10 +106,14 @@ def _container(path: Path, head: bytes, named: str) -> str:
         return "parquet"
     if head.startswith(b"ARROW1") or (named == "arrow" and head.startswith(b"\xff\xff\xff\xff")):
         return "arrow"
+    if named == "html" and _HTML_TAG.search(head):
+        return named
     _refuse(path, head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise DataError(f"{path}: holds only white space", hint="remove it from the config or fetch it again")
+    if named == "document":
+        return named
     if text.startswith(b"["):
         return "jsonl" if named == "jsonl" and _is_json_line(text) and b"\n[" in text else "json"
     if text.startswith(b"{"):
@@ -163,16 +171,16 @@ def _is_one_wrapper(text: bytes) -> bool:
     return not rest.strip() and _WRAPPED.search(first) is not None
 
 
-def _named(path: Path) -> tuple[str, str]:
+def promised(path: Path) -> tuple[str, str]:
     """(container, compression) that the name's endings promise; "" where they promise nothing."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = _PACKED_ENDINGS.get(suffixes[-1], "") if suffixes else ""
+    packed = PACKED_ENDINGS.get(suffixes[-1], "") if suffixes else ""
     rest = suffixes[:-1] if packed else suffixes
-    return (_ENDINGS.get(rest[-1], "") if rest else ""), packed
+    return (ENDINGS.get(rest[-1], "") if rest else ""), packed
 
 
 def _disagreements(path: Path, container: str, compression: str) -> list[str]:
-    named, packed = _named(path)
+    named, packed = promised(path)
     found = []
     if named and named != container and {named, container} != {"json", "jsonl"}:
         found.append(f"{path.name}: named like {named}, but its content is {container}; read as {container}")

@@ -22,9 +22,15 @@ class Item:
     stratum: str = ""
 
 
-def row_id(messages: tuple[Message, ...], text: str) -> str:
+_PARTS = ("tool_calls", "tool_call_id", "name", "tools", "train")
+
+
+def row_id(messages: tuple[Message, ...], text: str, segments: tuple[tuple[str, bool], ...] = ()) -> str:
     """16 hex digits of the sha256 of a row's content: the same row has the same id in every run."""
-    content: Any = [[message["role"], message["content"]] for message in messages] or text
+    content: Any = [
+        [message["role"], message["content"], *([part, message.get(part)] for part in _PARTS if part in message)]
+        for message in messages
+    ] or (segments or text)
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

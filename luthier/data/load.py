@@ -14,7 +14,8 @@ from luthier.config.data import DataSpec
 from luthier.data.answers import Answerer, SchemaCheck, load_schema
 from luthier.data.clean import clean_content
 from luthier.data.detect import Detected, detect
-from luthier.data.formats import SAMPLE_ROWS, ColumnsReader, Content, Mapping, to_content, vote
+from luthier.data.formats.format import Content, Mapping
+from luthier.data.formats.registry import FORMATS, SAMPLE_ROWS, ColumnsReader, preferred, to_content, vote
 from luthier.data.items import Item, row_id
 from luthier.data.quarantine import Quarantine
 from luthier.data.read import read_records
@@ -78,14 +79,15 @@ class Loader:
 
     def load(self, source: Source) -> tuple[list[Item], FileReport]:
         """The usable rows of one file, and its report (rows_kept still open)."""
-        detected = detect(source.path)
+        detected = self._unit(detect(source.path))
         records = read_records(detected, source.name)
         head = list(islice(records, SAMPLE_ROWS))
         mapping = self._mapping(source, [record.value for record in head if record.value is not None])
         size = source.path.stat().st_size
         report = FileReport(source.name, source.role, str(detected), str(mapping), size)
         report.warnings += detected.warnings
-        items = list(self._items(chain(head, records), mapping, report))
+        is_document = detected.container in ("document", "html")
+        items = list(self._items(chain(head, records), mapping, report, is_document))
         if not report.rows_read:
             raise DataError(f"{source.name}: holds no rows", hint="remove it from the config or fetch it again")
         return items, report
@@ -100,35 +102,70 @@ class Loader:
             return Mapping("columns", {column: column for column in self._columns.columns})
         if not rows:
             return Mapping("text", {"text": "text"})
-        return vote(rows, source.name, forced=self._spec.format, needs_answer=self._needs_answer)
+        how = {"forced": self._spec.format, "fields": self._spec.fields, "roles": self._spec.roles}
+        mapping = vote(rows, source.name, **how, needs_answer=self._needs_answer)
+        if FORMATS[mapping.kind].preference and not self._spec.preferred_only:
+            raise DataError(
+                f"{source.name}: its rows are {mapping.kind} data, and fine-tuning needs one answer a row",
+                hint="data.preferred_only: true trains on the preferred answers alone; or name another data.format",
+            )
+        return mapping
 
-    def _items(self, records: Iterator[Record], mapping: Mapping, report: FileReport) -> Iterator[Item]:
+    def _unit(self, detected: Detected) -> Detected:
+        """The file with a row a line or as one row, as the config says of plain text."""
+        unit = {"line": "text", "document": "document"}.get(self._spec.text_unit)
+        return replace(detected, container=unit) if unit and detected.container in ("text", "document") else detected
+
+    def _items(
+        self, records: Iterator[Record], mapping: Mapping, report: FileReport, is_document: bool
+    ) -> Iterator[Item]:
         for record in records:
             report.rows_read += 1
             if record.value is None:
                 self._quarantine.add(record, record.problem)
                 continue
             try:
-                yield self._item(record, record.value, mapping)
+                yield self._item(record, record.value, mapping, is_document)
             except RowError as error:
                 self._quarantine.add(record, str(error))
 
-    def _item(self, record: Record, value: dict[str, Any], mapping: Mapping) -> Item:
-        messages, text = self._content(value, mapping)
-        messages, text = clean_content(messages, text, self._spec, self.counts, needs_answer=self._needs_answer)
+    def _item(self, record: Record, value: dict[str, Any], mapping: Mapping, is_document: bool) -> Item:
+        content = self._content(value, mapping)
+        messages, text = clean_content(
+            content.messages,
+            content.text,
+            self._spec,
+            self.counts,
+            needs_answer=self._needs_answer,
+            is_document=is_document,
+        )
+        if content.segments:  # what is read and trained to the letter
+            text = content.text
         if self._schema_check and messages:
             self._schema_check.check(messages[-1]["content"])
         if self._schema and messages:
             messages = with_schema(messages, self._schema)
         used = set() if mapping.kind == "columns" else set(mapping.keys.values())
         columns = {key: cell for key, cell in value.items() if key not in used}
-        row = Row(row_id(messages, text), messages, text, record.file, record.line, columns=columns)
+        row = Row(
+            row_id(messages, text, content.segments),
+            messages,
+            text,
+            record.file,
+            record.line,
+            columns=columns,
+            rejected=content.rejected,
+            label=content.label,
+            segments=content.segments,
+            steps=content.steps,
+        )
         return Item(row, replace(record, value=None), self._group(value), self._stratum(value))
 
     def _content(self, value: dict[str, Any], mapping: Mapping) -> Content:
         if self._columns:
             return self._columns.content(value, system=self._spec.system)
-        return to_content(value, mapping, system=self._spec.system, needs_answer=self._needs_answer)
+        content = to_content(value, mapping, system=self._spec.system, needs_answer=self._needs_answer)
+        return preferred(content) if self._spec.preferred_only else content
 
     def _group(self, value: dict[str, Any]) -> str:
         column = self._spec.group_by

@@ -94,9 +94,9 @@ _ONE_ANSWER = "the tune can learn nothing else (are the rows of the other classe
 
 def _load(run: _Run) -> tuple[list[Item], list[Item], list[Item]]:
     spec = run.spec
-    train = find_sources(spec.train, "train", run.base_dir)
-    test = find_sources(spec.test, "test", run.base_dir)
-    unlabelled = find_sources(spec.unlabelled, "unlabelled", run.base_dir)
+    train = find_sources(spec.train, "train", run.base_dir, allow_hub=spec.allow_hub)
+    test = find_sources(spec.test, "test", run.base_dir, allow_hub=spec.allow_hub)
+    unlabelled = find_sources(spec.unlabelled, "unlabelled", run.base_dir, allow_hub=spec.allow_hub)
     check_disjoint(train, test, unlabelled)
     loaded = _load_role(run, train), _load_role(run, test), _load_role(run, unlabelled, needs_answer=False)
     if not loaded[0]:

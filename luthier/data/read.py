@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.data.detect import Detected, check_regular, detect
 from luthier.data.read_csv import read_csv
+from luthier.data.read_documents import read_document
 from luthier.data.read_json import read_json, read_jsonl
 from luthier.data.read_tables import read_table
 from luthier.data.records import Record
@@ -55,6 +56,8 @@ def _reader(detected: Detected, name: str) -> Iterator[Record]:
             yield from read_json(stream, name)
         elif detected.container == "csv":
             yield from read_csv(stream, name)
+        elif detected.container in ("document", "html"):
+            yield read_document(stream, name, is_html=detected.container == "html")
         elif detected.container == "text":
             yield from _read_text(stream, name)
         else:

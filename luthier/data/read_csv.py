@@ -92,7 +92,7 @@ def _header(rows: Iterator[list[str]], feed: _Feed, name: str) -> list[str]:
         raise DataError(f"{name}:{line}: column {names.index('') + 1} has no name", hint="name every column")
     if twice:
         raise DataError(f"{name}:{line}: two columns are called {twice[0]!r}", hint="rename one of them")
-    if any(_is_number(cell) or len(cell) > 200 for cell in names):
+    if any(looks_like_data(cell) for cell in names):
         raise DataError(
             f"{name}:{line}: the first row looks like data, not like a header: {names[0][:40]!r}, ...",
             hint="add a first line with the column names",
@@ -116,6 +116,11 @@ def _score(texts: list[str], delimiter: str) -> tuple[int, int]:
         for row in csv.reader(texts, delimiter=delimiter):
             widths += [len(row)] if row else []
     return (widths.count(widths[0]), widths[0]) if widths and widths[0] > 1 else (0, 0)
+
+
+def looks_like_data(cell: str) -> bool:
+    """Is this cell of the first row a value rather than a column's name?"""
+    return _is_number(cell) or len(cell) > 200
 
 
 def _is_number(cell: str) -> bool:

@@ -1,16 +1,20 @@
-"""From the config's paths and globs to a list of files with their roles.
+"""From the config's paths, folders, globs and hub addresses to a list of files with their roles.
 
-Names in messages are relative to the project file's folder where possible; a path is never handed to a shell.
+A folder stands for its data files, at any depth; hidden files and the notes that data sets keep beside their rows are
+left out, and a link that leads out of the folder is refused. Names in messages are relative to the project file's
+folder where possible; a path is never handed to a shell.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.data.detect import check_regular
+from luthier.data.detect import ENDINGS, check_regular, promised
+from luthier.data.hub import EVERY_FILE, PREFIX, fetch
 from luthier.errors import DataError
 
 
@@ -23,17 +27,22 @@ class Source:
     role: str
 
 
-def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path) -> list[Source]:
-    """The files of `patterns` (paths or globs, relative to `base_dir`), each once, sorted within a glob.
+def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path, *, allow_hub: bool = False) -> list[Source]:
+    """The files of `patterns` (paths, folders or globs relative to `base_dir`, or hub addresses), each once, sorted
+    within a pattern.
 
     Raises DataError for a pattern that names nothing usable.
     """
     found: dict[Path, Source] = {}
     for pattern in patterns:
+        if pattern.startswith(PREFIX):
+            for path, name in _hub_files(pattern, role, allow_hub=allow_hub):
+                found.setdefault(path.resolve(), Source(path, name, role))
+            continue
         given = Path(pattern).expanduser()
         whole = _without_detours(base_dir / given)
         if not glob.has_magic(pattern) or whole.exists():
-            paths = [whole]
+            paths = files_in(whole) if whole.is_dir() else [whole]
         else:
             paths = [Path(path) for path in sorted(glob.glob(str(whole), recursive=True)) if Path(path).is_file()]
         if not paths:
@@ -42,6 +51,43 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path) -> list[S
             check_regular(path)
             found.setdefault(path.resolve(), Source(path, _name(path, base_dir, given.is_absolute()), role))
     return list(found.values())
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The data files in a folder, at any depth, sorted. Raises DataError when there is none, or a link leads out."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith((".", "_")) for part in inside.parts)
+        if hidden or path.name in _NOTES or not promised(path)[0] or not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(
+                f"{path}: a link that leads out of {folder}", hint="name the file itself, or remove the link"
+            )
+        files.append(path)
+    if not files:
+        raise DataError(f"{folder}: holds no data file", hint=f"data files end in {', '.join(ENDINGS)}")
+    return files
+
+
+_OTHER_SPLIT = re.compile(
+    r"(?:^|[^a-z])(?:test|testing|eval|evaluation|dev|valid|validation)(?:[^a-z]|$)", re.IGNORECASE
+)
+"""How the hub tells splits by the names of files; without a pattern the training split is read."""
+_NOTES = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json", "README.md", "LICENSE.md"}
+
+
+def _hub_files(address: str, role: str, *, allow_hub: bool) -> list[tuple[Path, str]]:
+    folder, pattern = fetch(address, tuple(ENDINGS), allow_hub=allow_hub)
+    paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and promised(path)[0]]
+    paths = [path for path in paths if path.name not in _NOTES]
+    if pattern == EVERY_FILE:
+        paths = [path for path in paths if not _OTHER_SPLIT.search(path.relative_to(folder).as_posix())] or paths
+    if not paths:
+        raise DataError(f"data.{role}: {address} has no such data file", hint="look at its files on the hub's page")
+    head = address.partition("/")[0] + "/" + address.split("/")[1]
+    return [(path, f"{head}/{path.relative_to(folder).as_posix()}") for path in paths]
 
 
 def check_disjoint(*groups: list[Source]) -> None:

@@ -13,7 +13,8 @@ from statistics import mean
 from typing import Any
 
 from luthier.config.load import escape_env
-from luthier.data.formats import Mapping, to_content
+from luthier.data.formats.format import Mapping
+from luthier.data.formats.registry import FORMATS, preferred, to_content
 from luthier.data.load import Look, look
 from luthier.data.read import read_records
 from luthier.data.templates import as_text
@@ -127,22 +128,25 @@ def guess_reading(seen: Look) -> Guess:
 def _guess_known(seen: Look, mapping: Mapping) -> Guess:
     """The guess for rows of a known format, from their real answers."""
     columns = tuple(mapping.keys.values())
-    if mapping.kind == "text":
+    if mapping.kind in ("text", "segments"):
         note = "plain text has no answers to judge: luthier build trains and exports, luthier run gives no verdict"
-        return Guess({"format": "text"}, why=f"read as {mapping}", columns=columns, warnings=(note,))
+        return Guess({"format": mapping.kind}, why=f"read as {mapping}", columns=columns, warnings=(note,))
     answers, problem = [], ""
     for row in seen.rows:
         try:
-            answers.append(to_content(row, mapping)[0][-1]["content"].strip())
+            answers.append(preferred(to_content(row, mapping)).messages[-1]["content"].strip())
         except RowError as error:
             problem = problem or str(error)
     if not answers:
         raise DataError(f"{seen.detected.path}: no row can be used: {problem}", hint="mend the file")
     metric, system = _metric_for(answers)
-    data = {"format": mapping.kind} if mapping.kind != "columns" else _columns(columns[0], columns[1:])
+    data: dict[str, Any] = {"format": mapping.kind} if mapping.kind != "columns" else _columns(columns[0], columns[1:])
     if system and mapping.kind in ("columns", "prompt_completion"):
         data["system"] = system
     warnings = (f"every answer is {answers[0]!r}: there is nothing to learn",) if len(set(answers)) == 1 else ()
+    if FORMATS[mapping.kind].preference:
+        data["preferred_only"] = True
+        warnings += (f"{mapping.kind} data: data.preferred_only fine-tunes on the preferred answers alone",)
     longest = max(len(answer.encode()) for answer in answers)
     return Guess(data, metric, (), longest, why=f"read as {mapping}", columns=columns, warnings=warnings)
 

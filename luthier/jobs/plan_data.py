@@ -44,7 +44,11 @@ def find_workload(project: Project, tokenizer: Tokenizer | None) -> Workload:
 def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | None:
     """The prepared stage that `luthier train` would reuse: same data section, length, tokenizer and files."""
     data = project.spec.data
-    sources = [one for role in ("train", "test") for one in find_sources(getattr(data, role), role, project.folder)]
+    sources = [
+        one
+        for role in ("train", "test")
+        for one in find_sources(getattr(data, role), role, project.folder, allow_hub=data.allow_hub)
+    ]
     wanted = {"data": data.model_dump(mode="json"), "sequence_len": project.spec.train.sequence_len}
     if tokenizer is not None:
         wanted["tokenizer"] = tokenizer.digest
@@ -119,7 +123,7 @@ class _Sample:
 def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
     data = project.spec.data
     sample, codec = _Sample(), _codec(tokenizer)
-    sources = find_sources(data.train, "train", project.folder)
+    sources = find_sources(data.train, "train", project.folder, allow_hub=data.allow_hub)
     for source in sources:
         take = SAMPLE_ROWS // len(sources) + 1
         if source.path.stat().st_size <= MAX_READ_BYTES:

@@ -15,7 +15,7 @@ from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 
-VERSION = 1
+VERSION = 2
 
 
 def prepare(project: Project) -> None:
@@ -29,7 +29,7 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     files = {
         source.name: source.path
         for role in ("train", "test", "unlabelled")
-        for source in find_sources(getattr(data, role), role, project.folder)
+        for source in find_sources(getattr(data, role), role, project.folder, allow_hub=data.allow_hub)
     }
     if data.json_schema:
         load_schema(project.folder / data.json_schema)

@@ -27,18 +27,19 @@ def normalise(text: str) -> str:
     return _SPACES.sub(" ", _INVISIBLE.sub("", folded)).strip()
 
 
-def scrub(text: str, counts: Counter[str] | None = None) -> str:
+def scrub(text: str, counts: Counter[str] | None = None, *, keeps_space: bool = False) -> str:
     """`text` fit for training; what was changed is added to `counts` by name (one per text, not per character).
 
-    Line ends become \\n; byte order marks and control characters (tab and newline stay) go; outer space goes. Invisible
-    and direction marks and signs of a damaged encoding are counted but left alone: in some scripts they are spelling.
+    Line ends become \\n; byte order marks and control characters (tab and newline stay) go; outer space goes unless
+    keeps_space (code, Markdown, JSON). Invisible and direction marks and signs of a damaged encoding are counted but
+    left alone: in some scripts they are spelling.
     """
     found = counts if counts is not None else Counter()
     clean = text.replace("\r\n", "\n").replace("\r", "\n")
     found["line ends made \\n"] += clean != text
     bare = clean if clean.isprintable() else _CONTROLS.sub("", clean.replace("\ufeff", ""))
     found["control characters removed"] += bare != clean
-    stripped = bare.strip()
+    stripped = bare if keeps_space else bare.strip()
     found["outer space removed"] += stripped != bare
     if stripped.isascii():
         return stripped

@@ -30,9 +30,14 @@ ROWS = {
     "sharegpt": lambda i: {"conversations": chat("from", "value", text(5))},
     "prompt_completion": lambda i: {"prompt": text(), "completion": text(5)},
     "text": lambda i: {"text": text(20)},
+    "preference": lambda i: {"prompt": text(), "chosen": text(5), "rejected": text(6)},
+    "kto": lambda i: {"prompt": text(), "completion": text(5), "label": True},
+    "stepwise": lambda i: {"prompt": text(), "completions": [text(3), text(4)], "labels": [True, True]},
+    "segments": lambda i: {"segments": [{"text": text(), "label": False}, {"text": text(5), "label": True}]},
+    "summarizetldr": lambda i: {"article": text(20), "summary": text(5)},
     "columns": lambda i: {"id": i, "subject": text(3), "body": text(14), "category": RNG.choice(["billing", "tech"])},
 }
-NESTED = ("messages", "sharegpt")
+NESTED = ("messages", "sharegpt", "stepwise", "segments")
 
 
 def write(path, rows):
@@ -61,7 +66,9 @@ def init(luthier, file, *more):
     return load_project(output), result.output
 
 
-CASES = [(k, e) for k in ROWS for e in ("csv", "jsonl", "json", "parquet") if not (k in NESTED and e == "csv")]
+OLD = ("alpaca", "messages", "sharegpt", "prompt_completion", "text", "columns")
+CASES = [(k, e) for k in OLD for e in ("csv", "jsonl", "json", "parquet") if not (k in NESTED and e == "csv")]
+CASES += [(k, "parquet" if k in NESTED else "csv") for k in ROWS if k not in OLD]
 
 
 @pytest.mark.parametrize(("kind", "ending"), CASES, ids=[".".join(case) for case in CASES])
@@ -117,11 +124,18 @@ def test_doubts_are_said(tmp_path, luthier):
 
 LABELLED = [{"text": text(), "label": RNG.choice(["a", "b"])} for _ in range(40)]
 REFUSED = {
-    "preference pairs": [{"prompt": text(), "chosen": text(3), "rejected": text(3)} for _ in range(9)],
+    "token ids": [{"input_ids": [1, 2], "labels": [1, 2]} for _ in range(9)],
     "not an object": [1, 2, 3],
     "no answer": [{"messages": chat("role", "content")} for _ in range(9)],
     "no column looks like an answer": [{"my {text}": text(), "the label": text()} for _ in range(9)],
 }
+
+
+def test_preference_data_is_named_in_the_project_file(tmp_path, tiny_base, luthier):
+    project, said = init(luthier, write(tmp_path / "a.jsonl", [ROWS["preference"](i) for i in range(40)]))
+    assert project.spec.data.preferred_only and "preferred answers alone" in said
+    result = luthier("prepare", "-c", project.path, "--set", "data.preferred_only=false")
+    assert isinstance(result.exception, DataError) and "preferred_only: true" in result.exception.hint
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=list(REFUSED))
