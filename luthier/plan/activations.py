@@ -62,7 +62,8 @@ def _layer(
     begins = min(_STAGES[path.rpartition(".")[2]] for path in adapted) if is_first else -1
     total = norm * tokens if begins < 0 else 0.0
     if begins <= 0:
-        total += _attention(shapes, width, micro, kept, device)
+        shared = any(path.endswith("o_proj") for path in adapted)  # its adapter keeps attention's output as its input
+        total += _attention(shapes, width, micro, kept, device, output_is_kept=shared)
     extra = shapes.model_type == "gemma2"
     total += norm * kept * ((2 if extra else 1) * (begins <= 1) + extra)
     # gate|up; the compiled loop (float32, silu) works act(gate) out again instead of keeping it
@@ -98,8 +99,8 @@ def _update(adapter: AdapterSpec, chosen: Sequence[LinearShape], width: int, num
     return total + (d_in * num_rows * len(chosen) if adapter.lora_dropout else 0)
 
 
-def _attention(shapes: Shapes, width: int, micro: MicroBatch, kept: int, device: str) -> float:
-    """Scores are computed in float32 on a CPU whatever the type of the rest."""
+def _attention(shapes: Shapes, width: int, micro: MicroBatch, kept: int, device: str, *, output_is_kept: bool) -> float:
+    """Scores are computed in float32 on a CPU whatever the type of the rest. output_is_kept: by what comes next."""
     heads, q_size = shapes.num_heads, shapes.num_heads * shapes.head_dim
     kv_size, tokens = shapes.num_kv_heads * shapes.head_dim, micro.num_tokens
     raised = device == "cpu" and width < FLOAT32
@@ -107,11 +108,14 @@ def _attention(shapes: Shapes, width: int, micro: MicroBatch, kept: int, device:
     if shapes.model_type == "gemma2":  # capped scores are written out: q, k and v per head, tanh and softmax of S x S
         scores = heads * micro.sight * kept * (2 * wide + (FLOAT32 if wide < FLOAT32 else 0))
         return wide * (q_size * kept + 2 * q_size * tokens) + scores + micro.sight * kept
+    narrow = (shapes.sliding_window or micro.sight) < micro.sight
+    if device == "cpu" and not narrow:  # the compiled kernel: q, k, v as they are multiplied, log-sum-exp, the output
+        output = 0 if output_is_kept and not raised else q_size
+        return FLOAT32 * ((q_size + output + heads) * kept + 2 * kv_size * tokens)
     total = wide * (2 * q_size * kept + kv_size * tokens) + FLOAT32 * heads * kept  # q and k rotated, the output
     if raised:
         total += wide * kv_size * tokens  # v
     else:  # v is a view of q|k|v as it came (of k|v where q is computed by itself)
         alone = kept != tokens and shapes.model_type != "phi3"
         total += width * (2 * kv_size + (0 if alone else q_size)) * tokens
-    masked = kept != tokens or (shapes.sliding_window or micro.sight) < micro.sight
-    return total + (wide * micro.sight * kept if masked else 0)
+    return total + (wide * micro.sight * kept if narrow or kept != tokens else 0)
