@@ -39,7 +39,8 @@ def _backward_rows(first: int, last: int, logits_KV, targets_K, tops_K, totals_K
             p = exp32(logits_KV[i, j] - top) * share
             grad_KV[i, j] = p * scale
             others += p
-        for j in range(target + 1, width):
+        for column in range(target + 1, width):
+            j = np.uint64(column)  # a signed index whose sign is not known costs a test, and this is no vector code
             p = exp32(logits_KV[i, j] - top) * share
             grad_KV[i, j] = p * scale
             others += p

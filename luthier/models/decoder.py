@@ -150,7 +150,9 @@ class Stack(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        # A weight that is handed in is not drawn: on the meta device, drawing loads torch's whole compiler (1.7 s).
+        weight_VD = torch.empty(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size, _weight=weight_VD)
         self.layers = nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_shards_load_as_one_file(tmp_path, matrix_folder):
     next(iter(sharded.glob("*-00002-*"))).unlink()
     with pytest.raises(BaseModelError, match="shard missing"):
         load_model(sharded)
+
+
+def test_loading_does_not_bring_in_the_compiler_of_torch(folder):
+    """Its import is a second of every start; drawing a number on the meta device is enough to cause it."""
+    code = "import sys; from luthier.models.load import load_model; load_model(sys.argv[1]); "
+    code += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_tied_head(folder):
