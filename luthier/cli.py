@@ -2,7 +2,7 @@
 torch.
 
 Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING,
-12 INCONCLUSIVE, 75 interrupted and resumable, 1 crash, 2 usage.
+12 INCONCLUSIVE, 20 verify found a broken link, 75 interrupted and resumable, 1 crash, 2 usage.
 """
 
 from __future__ import annotations
@@ -239,6 +239,18 @@ def diagnose(
 ) -> None:
     """Say in words what went wrong with a run, with evidence and the next move. Runs nothing."""
     _job("diagnose").diagnose_run(_project(config, overrides), as_json=as_json)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A stage's folder, a published one, or a run's output_dir.")],
+    base: Annotated[Path | None, typer.Option(help="Where the base model lies now.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder that raw file names start from now.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Count what is not here as broken.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every link as JSON.")] = False,
+) -> None:
+    """Check every file and every link from a result back to raw data and base; exit 20 names what is broken."""
+    raise typer.Exit(_job("verify").verify(folder, base=base, data=data, strict=strict, as_json=as_json))
 
 
 @app.command()

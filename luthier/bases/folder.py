@@ -78,13 +78,22 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def fresh_digests(folder: Path) -> dict[str, str]:
+    """sha256 by name of every file that makes the model, each read to its end."""
+    return {path.name: digest_file(path) for path in _model_files(folder)}
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted({*weight_files(folder), *(folder / name for name in _FACT_FILES if (folder / name).is_file())})
+
+
 def file_digests(folder: Path, cache_dir: Path) -> dict[str, str]:
     """sha256 by name of every file that makes the model. Files unchanged in size and mtime are not read again."""
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
     memory = cache_dir / "digests" / f"{key}.json"
     known = read_json(memory) if memory.is_file() else {}
     fresh: dict[str, list] = {}
-    for path in sorted({*weight_files(folder), *(folder / n for n in _FACT_FILES if (folder / n).is_file())}):
+    for path in _model_files(folder):
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         old = known.get(path.name)

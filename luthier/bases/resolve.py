@@ -77,6 +77,19 @@ def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: b
     return Base(name, folder, base_digest(file_digests(folder, cache)), read_licence(folder))
 
 
+def locate_base(name: str, beside: Path) -> Path | None:
+    """Where the base `name` of a project file in the folder `beside` lies, or None: nothing is converted or fetched."""
+    own = beside / Path(name).expanduser()
+    if name in ALIASES:
+        own = _cached_folder(name, default_cache_dir())
+    elif not own.is_dir() and _HUB_ID.fullmatch(name):
+        try:
+            own = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError, OSError):
+            return None
+    return own.resolve() if own.is_dir() else None
+
+
 def _hub_folder(name: str, *, allow_hub: bool) -> Path:
     if not allow_hub:
         raise BaseModelError(
@@ -93,8 +106,12 @@ def _hub_folder(name: str, *, allow_hub: bool) -> Path:
         ) from None
 
 
+def _cached_folder(alias: str, cache: Path) -> Path:
+    return cache / "bases" / f"{alias}-v{_CONVERTER_VERSION}"
+
+
 def _packaged_folder(alias: str, model: PackagedModel, cache: Path) -> Path:
-    folder = cache / "bases" / f"{alias}-v{_CONVERTER_VERSION}"
+    folder = _cached_folder(alias, cache)
     with locked(cache / "bases" / f".{folder.name}.lock", what=folder.name, wait=True):
         sweep(folder.parent)
         if _is_whole(folder, cache):

@@ -74,10 +74,15 @@ class Tokenizer:
             ) from None
 
     @cached_property
-    def digest(self) -> str:
-        """sha256 over the files that decide what text becomes which ids."""
+    def file_digests(self) -> dict[str, str]:
+        """sha256 by name of the files that decide what text becomes which ids."""
         names = [name for name in _DIGEST_FILES if (self.folder / name).is_file()]
-        return digest_json({name: digest_file(self.folder / name) for name in names})
+        return {name: digest_file(self.folder / name) for name in names}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the names and digests of these files."""
+        return digest_json(self.file_digests)
 
     def encode(self, text: str, specials: bool = True) -> list[int]:
         """Ids of `text`; adds no BOS or EOS. specials=False reads control tokens in `text` as plain characters."""

@@ -16,6 +16,7 @@ from luthier.data.stored import read_rows
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of, write_artefacts
 from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
+from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import train_stage
@@ -67,7 +68,8 @@ def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: St
         rows = read_rows(prepared.folder, "dev") or read_rows(prepared.folder, "train")
         return _build(project, opened, trained.folder / "adapter", rows, folder)
 
-    stage = run_stage(project, "build", VERSION, inputs, make)
+    pins, parents = pin_all(project, opened, prepared), {"train": trained}
+    stage = run_stage(project, "build", VERSION, inputs, make, pins=pins, parents=parents)
     _tell(stage)
     return stage
 

@@ -20,6 +20,7 @@ from luthier.evaluate.verdict import Verdict
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
+from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.sections import report_sections
 from luthier.jobs.stage import Stage, run_stage
@@ -35,12 +36,14 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Tune:
-    """What is judged: a model folder, or an adapter folder on the base. sections: more parts for the report."""
+    """What is judged: a model folder, or an adapter folder on the base. sections: more parts for the report; stage: the
+    build that it comes from, None for a folder from elsewhere."""
 
     model: Path | None
     adapter: Path | None
     digest: str
     sections: Sequence[Section] = ()
+    stage: Stage | None = None
 
 
 def evaluate(project: Project, *, adapter: Path | None = None, model: Path | None = None) -> int:
@@ -74,7 +77,7 @@ def check_judgeable(prepared: Stage) -> None:
 
 def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
     """The tuned arm is the built artefact: the merged folder."""
-    return Tune(built.folder / "merged", None, built.digest, report_sections(prepared, trained, built))
+    return Tune(built.folder / "merged", None, built.digest, report_sections(prepared, trained, built), built)
 
 
 def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
@@ -111,7 +114,9 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
         verdict = _judge(project, opened, prepared, tune, folder)
         return {"verdict": verdict.verdict, "exit_code": verdict.exit_code}
 
-    return run_stage(project, "evaluate", VERSION, inputs, make)
+    pins, parents = pin_all(project, opened, prepared), {"prepared": prepared}
+    parents |= {"tuned": tune.stage} if tune.stage else {}
+    return run_stage(project, "evaluate", VERSION, inputs, make, pins=pins, parents=parents)
 
 
 def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, folder: Path) -> Verdict:

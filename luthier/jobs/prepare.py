@@ -12,6 +12,7 @@ from luthier.data.prepare import read_summary
 from luthier.data.sources import find_sources
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base
+from luthier.jobs.pins import pin_data
 from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 
@@ -53,7 +54,8 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
             )
         return {"splits": summary.splits, "tokens": summary.tokens}
 
-    stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True)
+    pins = pin_data(opened, inputs["files"])
+    stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True, pins=pins, parents={})
     _tell(stage, read_summary(stage.folder))
     return stage
 

@@ -7,11 +7,12 @@ from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.evaluate import read_verdict
 from luthier.jobs.local import OpenBase
-from luthier.jobs.stage import Stage, alone, stage_folder, standing, warn_of_damage
+from luthier.jobs.pins import pin_all
+from luthier.jobs.stage import Stage, alone, provenance, stage_folder, standing, warn_of_damage
 from luthier.ship.card import CardFacts
 from luthier.ship.modelfile import write_modelfile
 from luthier.ship.publish import publish
-from luthier.store.publish import digest_json
+from luthier.store.publish import digest_json, read_manifest
 
 VERSION = 1
 
@@ -30,6 +31,7 @@ def publish_stage(
     if found:
         console.headline("publish", f"unchanged, reusing {folder.name}")
         return found
+    pins, parents = pin_all(project, opened, prepared), {"build": built, "evaluate": judged}
     with alone(folder):
         warn_of_damage(folder)
         console.headline("publish", folder.name)
@@ -41,6 +43,8 @@ def publish_stage(
             facts=_card_facts(project, opened, prepared, trained, verdict),
             modelfile=lambda file: write_modelfile(file, opened.codec, num_ctx=num_ctx),
             inputs=inputs,
+            provenance=provenance(project, "published", VERSION, inputs, pins, parents),
+            lineage={stage.folder.name: read_manifest(stage.folder) for stage in (prepared, trained, built, judged)},
         )
     for name, reasons in report.withheld.items():
         console.warn(f"{name} is not published: {'; '.join(reasons)}")

@@ -4,7 +4,7 @@ reused."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from luthier.config.load import Project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.store.lock import locked
-from luthier.store.publish import digest_json, publishing, read_manifest, sweep, verify_folder
+from luthier.store.provenance import Parent, Pin, Provenance, environment, stage_key
+from luthier.store.publish import MANIFEST, digest_file, digest_json, publishing, read_manifest, sweep, verify_folder
 
 KEY_CHARS = 12
 
@@ -42,14 +43,45 @@ class Stage:
 def stage_folder(project: Project, name: str, version: int, inputs: dict[str, Any]) -> Path:
     """Where the output of a stage with these inputs belongs. Bump `version` when the stage's code changes its
     meaning."""
-    key = digest_json({"stage": name, "version": version, "inputs": inputs})
-    return project.output_dir / f"{name}-{key[:KEY_CHARS]}"
+    return project.output_dir / f"{name}-{stage_key(name, version, inputs)[:KEY_CHARS]}"
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """The digest of a stage's files: what the stages after it are keyed by."""
+    return digest_json({entry["name"]: entry["sha256"] for entry in manifest["files"]})
+
+
+def provenance(
+    project: Project,
+    name: str,
+    version: int,
+    inputs: dict[str, Any],
+    pins: Mapping[str, Pin],
+    parents: Mapping[str, Stage],
+) -> dict[str, Any]:
+    """What the stage's manifest will say of its making. pins, parents: see run_stage."""
+    links = {
+        given_as: Parent(
+            folder=parent.folder.name,
+            digest=parent.digest,
+            manifest_sha256=digest_file(parent.folder / MANIFEST),
+        )
+        for given_as, parent in parents.items()
+    }
+    return Provenance(
+        stage=name,
+        version=version,
+        key=stage_key(name, version, inputs),
+        project=os.path.relpath(project.folder, project.output_dir),
+        parents=links,
+        **pins,
+        environment=environment(),
+    ).model_dump(mode="json", exclude_unset=True)
 
 
 def _load(name: str, folder: Path, *, reused: bool) -> Stage:
     manifest = read_manifest(folder)
-    content = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
-    return Stage(name, folder, manifest["facts"], digest_json(content), reused)
+    return Stage(name, folder, manifest["facts"], content_digest(manifest), reused)
 
 
 def standing(name: str, folder: Path) -> Stage | None:
@@ -76,11 +108,14 @@ def run_stage(
     inputs: dict[str, Any],
     build: Callable[[Path], dict[str, Any]],
     *,
+    pins: Mapping[str, Pin],
+    parents: Mapping[str, Stage],
     wait: bool = False,
 ) -> Stage:
     """Builds the stage unless its output stands. `build` writes into the folder it is given and returns facts to
-    keep. wait: for another process that is building it (ArtifactError otherwise). Raises NotBuilt instead of building
-    with reuse_only."""
+    keep. pins: digests of what it is made from (jobs/pins.py); parents: input -> the stage whose digest it is. wait:
+    for another process that is building it (ArtifactError otherwise). Raises NotBuilt instead of building with
+    reuse_only."""
     folder = stage_folder(project, name, version, inputs)
     found = standing(name, folder)
     if project.reuse_only and not found:
@@ -96,7 +131,8 @@ def run_stage(
         sweep(project.output_dir)
         console.headline(name, console.shown(folder))
         started, facts = time.monotonic(), {}
-        with publishing(folder, kind=name, inputs=inputs, facts=facts) as temporary:
+        made = provenance(project, name, version, inputs, pins, parents)
+        with publishing(folder, kind=name, inputs=inputs, facts=facts, provenance=made) as temporary:
             facts |= build(temporary)
             facts["took_s"] = round(time.monotonic() - started, 3)
     return _load(name, folder, reused=False)

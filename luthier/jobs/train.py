@@ -29,6 +29,7 @@ from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
+from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_profile
@@ -78,7 +79,8 @@ def train_stage(
             _link(work / name, folder / name)
         return facts | _figures(result) | {"mask_proof": proof}
 
-    stage = run_stage(project, "train", VERSION, inputs, build)
+    pins, parents = pin_all(project, opened, prepared), {"prepared": prepared}
+    stage = run_stage(project, "train", VERSION, inputs, build, pins=pins, parents=parents)
     shutil.rmtree(work, ignore_errors=True)  # only now: until the stage stands, the checkpoints there are all there is
     if profile and stage.reused:
         tell_nothing_to_profile(project, stage)

@@ -1,5 +1,5 @@
 """Collects what passed into the folder a user takes away: merged/, GGUF files, Modelfile, adapter/, README.md,
-parity.json.
+parity.json, lineage.json.
 
 An artefact below its limits is left out, and the report, the card and parity.json say so. Files are hard-linked where
 the file system allows, since they are never written again. The folder appears at once, with a manifest
@@ -21,6 +21,7 @@ from luthier.ship.artefact import Artefact
 from luthier.ship.card import CardFacts, model_card
 from luthier.store.publish import publishing
 
+LINEAGE = "lineage.json"
 _MODELFILE_ORDER = ("gguf-q8_0", "gguf-f16", "gguf-q4_1", "gguf-q4_0")
 
 
@@ -42,10 +43,13 @@ def publish(
     facts: CardFacts,
     modelfile: Callable[[str], str] | None = None,
     inputs: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+    lineage: dict[str, Any] | None = None,
 ) -> PublishReport:
     """Publishes the artefacts that passed. `modelfile`: GGUF file name -> Modelfile text (see ship.modelfile).
 
-    `inputs`: digests for the manifest. Raises ArtifactError when nothing passed.
+    `inputs`, `provenance`: for the manifest. `lineage`: folder name -> manifest of every stage before this one, so that
+    the folder can be traced to its raw files wherever it is carried. Raises ArtifactError when nothing passed.
     """
     passed = [artefact for artefact in artefacts if artefact.passed]
     withheld = {artefact.name: artefact.reasons for artefact in artefacts if not artefact.passed}
@@ -58,7 +62,7 @@ def publish(
     names = {artefact.name: artefact.file_name for artefact in passed}
     chosen = next((names[kind] for kind in _MODELFILE_ORDER if kind in names), "")
     summary = {"published": sorted(names), "withheld": withheld, "modelfile_for": chosen}
-    with publishing(out, kind="model", inputs=inputs or {}, facts=summary) as folder:
+    with publishing(out, kind="model", inputs=inputs, facts=summary, provenance=provenance) as folder:
         for artefact in passed:
             _place(artefact.path, folder / artefact.file_name)
         _place(adapter, folder / "adapter")
@@ -67,6 +71,7 @@ def publish(
         records = [record.as_json() for artefact in artefacts for record in artefact.records]
         (folder / "parity.json").write_text(json.dumps(summary | {"records": records}, indent=1) + "\n")
         (folder / "README.md").write_text(model_card(facts, artefacts), encoding="utf-8")
+        (folder / LINEAGE).write_text(json.dumps(lineage or {}, indent=1) + "\n", encoding="utf-8")
     return PublishReport(Path(out), tuple(sorted(names)), withheld, chosen)
 
 

@@ -1,8 +1,9 @@
 """Atomic outputs: a file or a folder is either whole or does not exist.
 
 Protocol of a folder: write into `.tmp-<name>-<pid>` beside it, fsync every file, write `manifest.json` last (name,
-size and
-sha256 of every file), fsync it and the folder, rename once, fsync the parent. No manifest, no output.
+size and sha256 of every file, and a seal over itself), fsync it and the folder, rename once, fsync the parent. No
+manifest, no output. The seal finds accidents, not forgers: a forged manifest is found by the manifests that were made
+from the true one and name its sha256 (jobs/verify.py).
 Why each step: research on crash consistency (arXiv 2511.18323) and the published chaos test of trainers' checkpoints.
 """
 
@@ -14,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +75,22 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     _fsync(path.parent)
 
 
-def _manifest_of(folder: Path, kind: str, inputs: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def render_manifest(manifest: dict[str, Any]) -> str:
+    """The text of manifest.json: one value has one text, so that its sha256 can be told from the value alone."""
+    return json.dumps(manifest, indent=1, default=str) + "\n"
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its seal."""
+    return digest_text(render_manifest({key: value for key, value in manifest.items() if key != "seal"}))
+
+
+def digest_text(text: str) -> str:
+    """sha256 of a text's UTF-8 bytes, as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _manifest_of(folder: Path, kind: str, **told: dict[str, Any]) -> dict[str, Any]:
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files.append(
@@ -83,18 +100,23 @@ def _manifest_of(folder: Path, kind: str, inputs: dict[str, Any], facts: dict[st
                 "sha256": digest_file(path),
             }
         )
-    return {"schema_version": 1, "kind": kind, "luthier": __version__, "inputs": inputs, "facts": facts, "files": files}
+    manifest: dict[str, Any] = {"schema_version": 2, "kind": kind, "luthier": __version__, **told, "files": files}
+    return manifest | {"seal": seal(manifest)}
 
 
 @contextmanager
 def publishing(
-    folder: Path, *, kind: str, inputs: dict[str, Any] | None = None, facts: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    kind: str,
+    inputs: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Yields an empty temporary folder; on a clean exit seals it with a manifest and renames it to `folder`.
 
-    `facts` may be filled while the block runs: it is read when the manifest is written. An existing `folder` is
-    replaced.
-    An exception leaves nothing behind.
+    `facts` may be filled while the block runs: it is read when the manifest is written. `provenance`: what a stage
+    says of its making (store/provenance.py). An existing `folder` is replaced. An exception leaves nothing behind.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,12 +126,12 @@ def publishing(
     facts = {} if facts is None else facts
     try:
         yield temporary
-        manifest = _manifest_of(temporary, kind, inputs or {}, facts)
+        manifest = _manifest_of(temporary, kind, provenance=provenance or {}, inputs=inputs or {}, facts=facts)
         for entry in manifest["files"]:
             _fsync(temporary / entry["name"])
         for inner in (path for path in temporary.rglob("*") if path.is_dir()):
             _fsync(inner)
-        write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1, default=str) + "\n")
+        write_atomic(temporary / MANIFEST, render_manifest(manifest))
         if folder.exists():
             retired = folder.with_name(f"{_RETIRED}{folder.name}-{os.getpid()}")
             os.replace(folder, retired)
@@ -141,19 +163,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was recorded. `expected` and `found` are digests, sizes or words."""
+
+    path: Path
+    what: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def differences(folder: Path) -> list[Difference]:
+    """How a published folder differs from its manifest: the manifest itself, and every file that it names."""
+    folder, manifest = Path(folder), read_manifest(folder)
+    found = []
+    told, sealed = str(manifest.get("seal")), seal(manifest)
+    if told != sealed or (folder / MANIFEST).read_bytes() != render_manifest(manifest).encode():
+        found.append(Difference(folder / MANIFEST, "content differs from the manifest's own seal", told, sealed))
+    for entry in manifest["files"]:
+        path, size_bytes, sha256 = folder / entry["name"], entry["size_bytes"], entry["sha256"]
+        if not path.is_file():
+            found.append(Difference(path, "missing", sha256, "nothing"))
+        elif path.stat().st_size != size_bytes:
+            what = f"{path.stat().st_size} bytes, manifest says {size_bytes}"
+            found.append(Difference(path, what, f"{size_bytes} bytes", f"{path.stat().st_size} bytes"))
+        elif (actual := digest_file(path)) != sha256:
+            found.append(Difference(path, "content differs from the manifest's sha256", sha256, actual))
+    return found
+
+
 def verify_folder(folder: Path) -> list[str]:
     """Problems of a published folder against its manifest (missing, torn or changed files); empty when it is whole."""
-    folder = Path(folder)
-    problems = []
-    for entry in read_manifest(folder)["files"]:
-        path = folder / entry["name"]
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != entry["size_bytes"]:
-            problems.append(f"{path}: {path.stat().st_size} bytes, manifest says {entry['size_bytes']}")
-        elif digest_file(path) != entry["sha256"]:
-            problems.append(f"{path}: content differs from the manifest's sha256")
-    return problems
+    return [str(difference) for difference in differences(folder)]
 
 
 def sweep(parent: Path) -> None:

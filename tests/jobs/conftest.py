@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli import app
-from tests.jobs.toy import make_base
+from tests.jobs.toy import make_base, make_texts, write_project
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,10 @@ def luthier():
     """Runs a verb in this process: luthier("run", "-c", path) -> result with exit_code, output and exception."""
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory, toy_base, luthier):
+    """A whole run that ships: (project file, its first result)."""
+    path = write_project(tmp_path_factory.mktemp("ship"), toy_base, make_texts(500, seed=7))
+    return path, luthier("run", "-c", path)

@@ -32,13 +32,6 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory, toy_base, luthier):
-    """A whole run that ships: (project file, its first result)."""
-    path = write_project(tmp_path_factory.mktemp("ship"), toy_base, make_texts(500, seed=7))
-    return path, luthier("run", "-c", path)
-
-
 def test_a_tune_that_earns_it_ships_with_exit_0(shipped):
     path, result = shipped
     assert result.exit_code == 0, result.output

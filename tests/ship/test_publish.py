@@ -64,6 +64,7 @@ def test_only_what_passed_goes_out(built, tmp_path):
         "Modelfile",
         "README.md",
         "parity.json",
+        "lineage.json",
         "manifest.json",
     }
     assert report.published == ("gguf-q8_0", "merged") and report.modelfile_for == "model-q8_0.gguf"

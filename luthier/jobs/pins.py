@@ -1,0 +1,49 @@
+"""The digests of a run's sources as every stage's manifest records them: base, tokenizer and template, raw data."""
+
+from __future__ import annotations
+
+import os
+
+from luthier.bases.folder import file_digests
+from luthier.bases.resolve import default_cache_dir
+from luthier.config.load import Project
+from luthier.jobs.local import OpenBase
+from luthier.jobs.stage import Stage
+from luthier.store.provenance import Pin, read_provenance
+from luthier.store.publish import digest_text, read_manifest
+
+
+def pin_data(opened: OpenBase, files: dict[str, str]) -> dict[str, Pin]:
+    """What `prepare` is made from: raw files (name -> sha256) and the tokenizer; base weights play no part in it."""
+    return {"tokenizer": _tokenizer(opened), "data": Pin(files=files)}
+
+
+def pin_all(project: Project, opened: OpenBase, prepared: Stage) -> dict[str, Pin]:
+    """What every later stage is made from: the base's files, the tokenizer, and the raw data of the prepared rows."""
+    base = Pin(
+        name=_base_name(project),
+        digest=opened.base.digest,
+        licence=opened.base.licence,
+        files=file_digests(opened.base.folder, default_cache_dir()),
+    )
+    return {
+        "base": base,
+        "tokenizer": _tokenizer(opened),
+        "data": read_provenance(read_manifest(prepared.folder)).data,
+    }
+
+
+def _base_name(project: Project) -> str:
+    """model.base as the project file gives it; a folder by its way from the project file, so that both can move."""
+    name = project.spec.model.base
+    beside = project.folder / name
+    return os.path.relpath(beside, project.folder) if beside.is_dir() else name
+
+
+def _tokenizer(opened: OpenBase) -> Pin:
+    template = opened.tokenizer.chat_template
+    return Pin(
+        digest=opened.tokenizer.digest,
+        files=opened.tokenizer.file_digests,
+        template_sha256="" if template is None else digest_text(template),
+    )
