@@ -28,6 +28,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import typer
 
 from luthier import __version__
+from luthier.config.secrets import redact
 from luthier.errors import Interrupted, LuthierError
 
 app = typer.Typer(
@@ -273,14 +274,14 @@ def config_keys() -> None:
 
 def _say(kind: str, text: str) -> None:
     typer.secho(f"{kind}: ", fg={"error": "red", "hint": "cyan"}[kind], bold=True, nl=False, err=True)
-    typer.echo(text, err=True)
+    typer.echo(redact(text), err=True)
 
 
 def _crash_report(error: BaseException) -> Path:
     handle, name = tempfile.mkstemp(prefix="luthier-crash-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(f"luthier {__version__}, Python {sys.version}\n\n")
-        file.write("".join(traceback.format_exception(error)))
+        file.write(redact("".join(traceback.format_exception(error))))
     return Path(name)
 
 

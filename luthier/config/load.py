@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.config.checks import find_problems
 from luthier.config.project import ProjectSpec
-from luthier.config.yaml_file import parse_yaml, read_yaml
+from luthier.config.secrets import find_secret, redact, strings_in
+from luthier.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 from luthier.errors import ConfigError
 
 _WORDS = {
@@ -109,6 +110,29 @@ def escape_env(text: str) -> str:
     return _ENV.sub(lambda match: "$" + match.group(), text)
 
 
+def _refuse_secrets(raw: Any, path: Path, lines: dict[str, int], overridden: set[str]) -> None:
+    """Raises ConfigError for a value (or a key) that looks like a secret, without showing it."""
+    for dotted, text in strings_in(raw):
+        if kind := find_secret(text):
+            place, key = _locate(path, lines, redact(dotted).split("."), overridden)
+            raise _secret_error(f"{place}: {key or 'a key'}", kind)
+
+
+def _refuse_secret_lines(path: Path) -> None:
+    """The same for what is no value: comments, keys that stand in a wrong place, text that is not YAML."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+        if kind := find_secret(line):
+            raise _secret_error(f"{path}:{number}", kind)
+
+
+def _secret_error(place: str, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{place}: holds what looks like a secret ({kind}); values of the project file end in manifests and reports",
+        hint="take it out and set it as an environment variable (export HF_TOKEN=..., WANDB_API_KEY=...), where what "
+        "needs it reads it; here even ${NAME} would write its value down",
+    )
+
+
 def _apply_override(raw: dict[str, Any], assignment: str) -> str:
     key, equals, text = assignment.partition("=")
     key = key.strip()
@@ -185,6 +209,8 @@ def load_project(path: Path, overrides: Sequence[str] = ()) -> Project:
     """Reads, overrides, expands ${ENV}, validates and cross-checks. Raises ConfigError with file:line, key and next
     move."""
     path = Path(path)
+    if path.is_file() and path.stat().st_size <= MAX_BYTES:
+        _refuse_secret_lines(path)
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds a {type(raw).__name__}"
@@ -194,6 +220,7 @@ def load_project(path: Path, overrides: Sequence[str] = ()) -> Project:
     raw = {key: ({} if value is None and key in ProjectSpec.model_fields else value) for key, value in raw.items()}
     overridden = {_apply_override(raw, assignment) for assignment in overrides}
     raw = _expand_env(raw, "")
+    _refuse_secrets(raw, path, lines, overridden)
     for section in ("train", "test", "unlabelled"):
         if isinstance(raw.get("data"), dict) and isinstance(raw["data"].get(section), str):
             raw["data"][section] = [raw["data"][section]]

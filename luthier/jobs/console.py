@@ -1,5 +1,5 @@
 """What the user sees: stage headlines, progress bars, tables and the closing card. On a pipe: plain lines, no
-control codes."""
+control codes. Secrets are masked (config/secrets.py)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from luthier.config.secrets import redact
+
 # On a pipe nothing is folded to 80 columns: paths must stay whole.
 PIPE_WIDTH = 140
 console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -25,12 +27,12 @@ PLAIN_EVERY_S = 10.0
 
 def headline(stage: str, text: str) -> None:
     """One line that opens a stage."""
-    console.print(Text.assemble((f"{stage:<9}", "bold cyan"), text))
+    console.print(Text.assemble((f"{stage:<9}", "bold cyan"), redact(text)))
 
 
 def line(text: str, style: str = "") -> None:
     """One indented line of detail."""
-    console.print(Text(" " * 9 + text, style=style))
+    console.print(Text(" " * 9 + redact(text), style=style))
 
 
 def warn(text: str) -> None:
@@ -104,14 +106,14 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         # The first column names the row: a name folded in the middle could not be copied.
         view.add_column(header, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
-        view.add_row(*[Text(cell) for cell in row])
+        view.add_row(*[Text(redact(cell)) for cell in row])
     console.print(view)
 
 
 def card(title: str, lines: Sequence[tuple[str, str]], style: str) -> None:
     """The closing summary."""
     width = max(len(name) for name, _ in lines)
-    body = Text("\n").join(Text.assemble((f"{name:<{width}}  ", "dim"), value) for name, value in lines)
+    body = Text("\n").join(Text.assemble((f"{name:<{width}}  ", "dim"), redact(value)) for name, value in lines)
     console.print(Panel(body, title=Text(title, style=f"bold {style}"), border_style=style, expand=False))
 
 

@@ -10,11 +10,12 @@ made at every start, and files that a power cut tore are made again.
 from __future__ import annotations
 
 import contextlib
-import pickle
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError  # numba keeps its code pickled; here only the error is named
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compile_it = numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH)(function)
     with contextlib.suppress(RuntimeError):  # "no locator available": no folder for it can be written
         compile_it.enable_caching()
+        if _others_can_write(Path(compile_it.stats.cache_path)):
+            return numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH)(function)
     return compile_it
+
+
+def _others_can_write(folder: Path) -> bool:
+    """Whether any user of this machine could plant machine code there (numba unpickles and runs what it finds)."""
+    with contextlib.suppress(OSError):
+        return bool(folder.stat().st_mode & stat.S_IWOTH)
+    return False
 
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -76,7 +86,7 @@ def _run(kernel: Callable[..., Any], *args: Any) -> None:
     """Calls it. Kept machine code that is torn fails while it is fetched, before a row is touched: it is made anew."""
     try:
         kernel(*args)
-    except (EOFError, pickle.UnpicklingError):
+    except (EOFError, UnpicklingError):
         for index in Path(kernel.stats.cache_path).glob("*.nbi"):  # type: ignore[attr-defined]
             index.unlink(missing_ok=True)
         kernel(*args)

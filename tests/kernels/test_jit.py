@@ -44,3 +44,19 @@ def test_torn_machine_code_is_made_again(tmp_path, kind, num_bytes):
         path.write_bytes(path.read_bytes()[:num_bytes])
     assert run() == first
     assert all(path.stat().st_size > num_bytes for path in files)
+
+
+def test_machine_code_is_not_kept_where_everybody_can_write(tmp_path):
+    """numba unpickles what it finds there: whoever can write into the folder could run code as this user."""
+    source = tmp_path / "loops.py"
+    source.write_text("def double(x):\n    return x + x\n")
+    names: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), names)
+    for mode, kept in ((0o755, True), (0o777, False)):
+        (tmp_path / "__pycache__").mkdir(exist_ok=True)
+        (tmp_path / "__pycache__").chmod(mode)
+        double = jit.compiled(names["double"])
+        assert double(np.float32(1.5)) == 3.0
+        assert bool(list((tmp_path / "__pycache__").glob("*.nbi"))) is kept
+        for path in (tmp_path / "__pycache__").iterdir():
+            path.unlink()
