@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from luthier.adapters.lora import AdaptedModel, LoraLinear, apply_lora
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ArtifactError
+from luthier.store.pickles import scan_folder
+from luthier.store.safetensors_file import header_problem
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -109,6 +111,7 @@ def read_pairs(folder: Path) -> tuple[AdapterSpec, dict[str, tuple[Tensor, Tenso
 
 
 def _read_folder(folder: Path) -> tuple[AdapterSpec, dict[str, Tensor]]:
+    check_files(folder)
     config = _read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
@@ -117,6 +120,23 @@ def _read_folder(folder: Path) -> tuple[AdapterSpec, dict[str, Tensor]]:
             f"{folder / WEIGHTS_FILE}: unreadable ({error})", hint="train or copy the adapter again"
         ) from None
     return _spec_of(config, tensors, folder), tensors
+
+
+def check_files(folder: Path) -> None:
+    """Raises ArtifactError for pickled adapter weights, for any pickle that would run code, and for a safetensors file
+    whose header contradicts itself."""
+    weights = folder / WEIGHTS_FILE
+    pickles = scan_folder(folder) if folder.is_dir() else {}
+    for path, scan in pickles.items():
+        if scan.why:
+            raise ArtifactError(f"{path}: a pickle, and {scan.why}: refused", hint="delete it, and load it nowhere")
+    if pickles and not weights.is_file():
+        raise ArtifactError(
+            f"{next(iter(pickles))}: pickled weights; unpickling can run code: refused",
+            hint="convert once where you trust it: PeftModel.from_pretrained(...).save_pretrained(out)",
+        )
+    if weights.is_file() and (problem := header_problem(weights)):
+        raise ArtifactError(f"{weights}: unreadable ({problem})", hint="train or copy the adapter again")
 
 
 def _layers(model: nn.Module) -> dict[str, LoraLinear]:

@@ -1,7 +1,8 @@
 """What makes a folder a base model: the files that count, their digests, the licence, and what is refused.
 
-Refused: folders whose weights are only pickle (.bin, .pt, .pth: unpickling runs code), and index files that point
-outside the folder. Digests are remembered by (size, mtime) in the cache, so that a second start reads no weights.
+Refused: folders whose weights are only pickle (.bin, .pt, .pth: unpickling runs code), or that hold a pickle made to
+run code; index files that point outside the folder; safetensors files whose headers contradict themselves. Digests are
+remembered by (size, mtime) in the cache, so that a second start reads no weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import re
 from pathlib import Path
 
 from luthier.errors import BaseModelError
+from luthier.store.pickles import PICKLE_SUFFIXES, scan_file, scan_folder
 from luthier.store.publish import digest_file, digest_json, write_atomic
+from luthier.store.safetensors_file import header_problem
 
 _FACT_FILES = (
     "config.json",
@@ -24,7 +27,6 @@ _FACT_FILES = (
 )
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "give the folder that holds config.json, the .safetensors files and tokenizer.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -52,30 +54,45 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _no_weights(folder: Path) -> BaseModelError:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
+        why = next((f"; {path.name}: {told}" for path in pickles if (told := scan_file(path).why)), "")
         return BaseModelError(
-            f"{folder}: only pickled weights ({', '.join(pickles[:3])}); unpickling can run code: refused",
-            hint="convert once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(out)",
+            f"{folder}: only pickled weights ({', '.join(path.name for path in pickles[:3])}); unpickling can run "
+            f"code: refused{why}",
+            hint="do not load it anywhere"
+            if why
+            else "convert once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(out)",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f"no model.safetensors and no index of shards beside {others[0]}" if others else "no .safetensors file"
     return BaseModelError(f"{folder}: {found}", hint="copy the whole model folder")
 
 
+def check_weights(files: list[Path]) -> None:
+    """Raises BaseModelError for a safetensors file whose header breaks the format's rules."""
+    for path in files:
+        if problem := header_problem(path):
+            raise BaseModelError(f"{path}: {problem}", hint="copy it again; if it stays so, do not trust it")
+
+
 def check_folder(folder: Path) -> None:
-    """Raises BaseModelError unless `folder` holds config.json, safetensors weights and tokenizer.json."""
+    """Raises BaseModelError unless `folder` holds config.json, safetensors weights and tokenizer.json, and no pickle
+    that would do more than hold tensors (one that only holds tensors is never opened either)."""
     has_weights = (folder / "model.safetensors").is_file() or (folder / _INDEX).is_file()
     if (folder / "adapter_config.json").is_file() and not has_weights:
         raise BaseModelError(f"{folder}: an adapter, not a base model", hint="give the folder of its base model")
     if not (folder / "config.json").is_file():
         raise BaseModelError(f"{folder}: no config.json: not a Hugging Face model folder", hint=_WHOLE)
-    weight_files(folder)
+    check_weights(weight_files(folder))
     if not (folder / "tokenizer.json").is_file():
         raise BaseModelError(
             f"{folder}: no tokenizer.json",
             hint="write it once: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
         )
+    for path, scan in scan_folder(folder).items():
+        if scan.why:
+            raise BaseModelError(f"{path}: a pickle, and {scan.why}: refused", hint="delete it, and load it nowhere")
 
 
 def fresh_digests(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from luthier.bases.folder import weight_files
+from luthier.bases.folder import check_weights, weight_files
 from luthier.errors import BaseModelError
 from luthier.kernels.projection import stack_layers
 from luthier.models.decoder import Decoder
@@ -37,6 +37,7 @@ def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | Trans
     config = read_config(folder)
     torch_dtype = _dtype_of(config, dtype)
     files = weight_files(folder)
+    check_weights(files)
     try:
         spec = spec_from_config(config)
     except NotOurs as reason:

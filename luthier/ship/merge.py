@@ -20,12 +20,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from luthier.adapters.peft_files import check_files
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import ArtifactError
 from luthier.ship.gguf_file import SafetensorsFolder, read_config
+from luthier.store.pickles import PICKLE_SUFFIXES
 
 _PREFIX = "base_model.model."
-_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+# Not copied into a merged folder: weights, whatever could run as code, and indexes (the true one is written anew).
+_LEFT_BEHIND = (".safetensors", ".gguf", ".index.json", ".py", *PICKLE_SUFFIXES)
 _TIED_TARGETS = ("lm_head", "embed_tokens")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -146,6 +149,7 @@ def _check(tally: _Tally, *, num_expected: int, adapter: Path) -> None:
 
 def _read_deltas(folder: Path, *, tied: bool) -> dict[str, _Delta]:
     """Base tensor name -> low-rank change, from a PEFT LoRA folder."""
+    check_files(folder)
     config = _read_adapter_config(folder)
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
@@ -222,7 +226,7 @@ def _copy_rest(
 ) -> None:
     """Everything but weights: config, tokenizer, template, licence; generation_config.json gets every stop id."""
     for path in base_folder.iterdir():
-        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != "manifest.json":
+        if path.is_file() and not path.name.endswith(_LEFT_BEHIND) and path.name != "manifest.json":
             shutil.copy2(path, out / path.name)
     index = base_folder / "model.safetensors.index.json"
     if index.is_file():
