@@ -255,9 +255,16 @@ def verify(
 
 
 @app.command()
-def doctor() -> None:
-    """Check versions, machine, disk and cache, and say how to mend what is wrong."""
-    raise typer.Exit(_job("doctor").doctor())
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Also look at this project's output_dir.")
+    ] = None,
+    constraints: Annotated[Path | None, typer.Option(help="Hold installed versions against this file of pins.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings count too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check versions, start-up code, GPU, disk, clock, memory, threads and speed, and say how to mend what is wrong."""
+    raise typer.Exit(_job("doctor").doctor(config=config, constraints=constraints, strict=strict, as_json=as_json))
 
 
 @config_app.command("show")

@@ -39,7 +39,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compile_it = numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH)(function)
     with contextlib.suppress(RuntimeError):  # "no locator available": no folder for it can be written
         compile_it.enable_caching()
-        if _others_can_write(Path(compile_it.stats.cache_path)):
+        if _others_can_write(Path(compile_it.stats.cache_path or "")):
             return numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH)(function)
     return compile_it
 

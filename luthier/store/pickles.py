@@ -158,7 +158,7 @@ class _Machine:
         if name in _TEXT:
             self.stack.append(argument)
         elif name in ("GLOBAL", "INST"):
-            self._meet(*argument.split(" ", 1))
+            self._meet(*str(argument).split(" ", 1))
             self._apply(opcode)
         elif name == "STACK_GLOBAL":
             attribute, module = self._pop(), self._pop()
