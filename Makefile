@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test test-slow lint demo demo-check clean
+.PHONY: setup setup-locked test test-slow lint demo demo-check lock sbom dist clean
 
 setup: $(VENV)/.done
 
@@ -36,5 +36,34 @@ demo: setup
 demo-check: setup
 	$(BIN)/python examples/support/check.py
 
+# The same environment from the lock: every file that is installed has a sha256 in requirements/ (Python >= 3.11).
+setup-locked:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/luthier.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/nodeps.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(VENV)/.done
+
+# uv, cyclonedx-bom and build live apart from what trains.
+TOOLS := .venv-tools
+$(TOOLS)/.done: requirements/tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+lock: $(TOOLS)/.done
+	$(TOOLS)/bin/$(LOCK) pyproject.toml --extra dev -c constraints.txt -o requirements/luthier.lock
+	$(TOOLS)/bin/$(LOCK) --no-deps requirements/nodeps.in -o requirements/nodeps.lock
+	$(TOOLS)/bin/$(LOCK) requirements/tools.in -o requirements/tools.lock
+
+sbom: $(TOOLS)/.done
+	mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.cdx.json
+
+dist: $(TOOLS)/.done
+	$(TOOLS)/bin/python -m build --outdir dist
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(TOOLS) build dist runs

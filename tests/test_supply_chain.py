@@ -1,11 +1,17 @@
-"""Supply chain: no way to unpickle or to trust remote code in the source; importing starts and opens nothing."""
+"""Supply chain: no way to unpickle or to trust remote code in the source, importing starts and opens nothing, every
+dependency is locked by hash, and the release workflow holds no secret and no moving part."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "luthier").rglob("*.py"))
@@ -60,3 +66,55 @@ def test_importing_luthier_starts_no_process_and_opens_no_socket():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "imported" in done.stdout and "AUDIT" not in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+def read_lock(name: str) -> dict[str, list[tuple[Requirement, int]]]:
+    """Canonical name -> [(requirement, number of its hashes)] of a lock file."""
+    text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
+    found: dict[str, list[tuple[Requirement, int]]] = {}
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            wanted, *hashes = line.split("--hash=")
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", one) for one in hashes), line[:80]
+            requirement = Requirement(wanted.strip())
+            found.setdefault(canonicalize_name(requirement.name), []).append((requirement, len(hashes)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["luthier.lock", "nodeps.lock", "tools.lock"])
+def test_every_locked_package_has_one_version_and_hashes(name):
+    for package, entries in read_lock(name).items():
+        for requirement, num_hashes in entries:
+            (pin,) = requirement.specifier
+            assert pin.operator == "==" and num_hashes, package
+    assert not re.search(r"https?://|file:|/[a-z]+/[a-z]+/", (ROOT / "requirements" / name).read_text())
+
+
+def test_the_lock_holds_the_pins_and_all_that_luthier_needs():
+    """Red after a change of pyproject.toml or constraints.txt: run `make lock`."""
+    locked = read_lock("luthier.lock") | read_lock("nodeps.lock")
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        pin = Requirement(line) if line and not line.startswith("#") else None
+        if pin is None or (pin.marker and not pin.marker.evaluate({"python_version": "3.11"})):
+            continue
+        for requirement, _ in locked.get(canonicalize_name(pin.name), []):
+            assert str(requirement.specifier) == str(pin.specifier), pin.name
+    project = (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
+    for wanted in map(Requirement, re.findall(r'"(.+?)"', project)):
+        versions = [next(iter(one.specifier)).version for one, _ in locked[canonicalize_name(wanted.name)]]
+        assert all(wanted.specifier.contains(Version(version)) for version in versions), wanted.name
+
+
+def test_the_release_workflow_has_no_secret_and_no_moving_part():
+    text = (ROOT / ".github/workflows/release.yml").read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {} and "secrets." not in text and "password" not in text
+    assert list(workflow[True]["push"]) == ["tags"], "only a tag releases"
+    granted = {name: job["permissions"] for name, job in workflow["jobs"].items()}
+    assert [name for name, rights in granted.items() if "id-token" in rights] == ["sign", "publish"]
+    assert granted["build"] == {"contents": "read"}, "what runs the project's code may sign and upload nothing"
+    assert workflow["jobs"]["publish"]["environment"] == "release"
+    for uses in re.findall(r"uses: (.+)", text):
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v[\d.]+", uses), uses
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"setup-locked", "dist", "sbom", "lock"} <= targets

@@ -1,4 +1,4 @@
-"""`luthier doctor`: each finding happens for real where it can; it says what was found, why it matters, how to mend it."""
+"""`luthier doctor`: each finding happens for real where it can, and says why it matters and how to mend it."""
 
 import json
 import os
