@@ -200,9 +200,9 @@ def predicted(case: Case, base: Path, machine: Any) -> dict[str, Any]:
     from luthier.bases.shapes import read_shapes
     from luthier.config.adapter import AdapterSpec
     from luthier.plan.activations import ACTIVATION_BYTES, MicroBatch, saved_bytes
-    from luthier.plan.linears import count_trainable
     from luthier.plan.memory import predict_memory, weight_bytes, widest_output
     from luthier.plan.speed import count_operations, micro_batch_s, rate_of, update_s
+    from luthier.plan.trainable import count_trainable
 
     shapes = read_shapes(base)
     adapter = AdapterSpec(lora_r=case.rank, lora_target_modules=_targets(case), lora_dropout=case.dropout)

@@ -88,14 +88,13 @@ def write_inputs(folder: Path, base: Path, rows: list) -> list[int]:
     plain = [{"ids": [int(i) for i in row.ids], "trained": [int(flag) for flag in row.trained]} for row in rows]
     (folder / "rows.json").write_text(json.dumps(plain))
     model = load_model(base)
-    apply_lora(model, AdapterSpec(), seed=0)
-    save_adapter(model, folder / "start", AdapterSpec(), str(base))
+    save_adapter(apply_lora(model, AdapterSpec(), seed=0), folder / "start", str(base))
     return lengths
 
 
 def child_luthier(job: dict) -> dict:
     """Trains with luthier's engine on `job["groups"]`: the row indices of each step."""
-    from luthier.adapters.peft_files import load_adapter
+    from luthier.adapters.stored import load_adapter
     from luthier.config.train import TrainSpec
     from luthier.data.pack import make_batch, make_shared_batch
     from luthier.engine.loop import train

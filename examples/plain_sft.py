@@ -109,11 +109,11 @@ def main(base: str, rows_file: str, out: str) -> None:
     rows = [encode(tokenizer, row["prompt"], row["completion"], end_id) for row in raw]
     random.Random(spec.seed).shuffle(rows)
     model = load_model(Path(base))
-    apply_lora(model, adapter, seed=spec.seed)
+    adapted = apply_lora(model, adapter, seed=spec.seed)
     steps = [[collate(rows)] for rows in pack(rows, spec.micro_batch_tokens)]
     for step, loss in enumerate(plain_sft(model, steps, spec), start=1):
         print(f"step {step} of {len(steps)}: loss {loss:.4f}")
-    save_adapter(model, Path(out), adapter, base_name=base)
+    save_adapter(adapted, Path(out), base_name=base)
 
 
 if __name__ == "__main__":

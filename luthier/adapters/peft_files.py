@@ -1,125 +1,191 @@
 """Adapter folders in PEFT's format: `adapter_config.json` + `adapter_model.safetensors`. PeftModel.from_pretrained
 and vLLM read what is written here, and folders that PEFT wrote are read back. A key too many or too few is an error,
 never a warning: loaders that shrug it off serve the base and nobody notices (peft#2115, verl#7061).
+
+Every low-rank method but VeRA is written as a LoRA with a rank and alpha for each module: what a PiSSA or an AdaLoRA
+ends with is one. `luthier.json` beside it says what PEFT's config cannot: that the base was rounded to 4 bits. A method
+that PEFT does not have (full, layers, head) has luthier.json alone, and the trained tensors under their own names.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters.lora import AdaptedModel, LoraLinear, apply_lora
-from luthier.config.adapter import AdapterSpec
+from luthier.adapters.adalora import AdaLoraLinear
+from luthier.adapters.dora import DoraLinear
+from luthier.adapters.handle import AdaptedModel
+from luthier.adapters.lora import LoraLinear, LowRankModel
+from luthier.adapters.vera import VeraLinear
+from luthier.config.adapter_targets import HEADS
 from luthier.errors import ArtifactError
 from luthier.store.pickles import scan_folder
 from luthier.store.safetensors_file import header_problem
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# Features of PEFT's LoRA that change the numbers and that this layer does not have; present and set = refused.
-_UNSUPPORTED = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern",
-    "alpha_pattern", "layer_replication", "layers_to_transform", "target_parameters", "trainable_token_indices",
-    "alora_invocation_tokens", "exclude_modules", "megatron_config", "kasa_config", "velora_config",
-    "monteclora_config", "arrow_config",
-)  # fmt: skip
+OWN_FILE = "luthier.json"
+PREFIX = "base_model.model."
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A and B of every adapted layer under PEFT's file keys (float32, on the CPU, contiguous)."""
-    tensors = {}
-    for name, layer in _layers(model).items():
-        for matrix in ("lora_A", "lora_B"):
-            tensors[f"{_PREFIX}{name}.{matrix}.weight"] = getattr(layer, matrix).detach().cpu().contiguous()
-    return tensors
+def save_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
+    """Writes what was trained into `folder` (created when missing). `base_name` goes into the config for people.
 
-
-def save_adapter(model: nn.Module, folder: Path, spec: AdapterSpec, base_name: str) -> None:
-    """Writes the adapter of `model` into `folder` (created when missing). `base_name` goes into the config for
-    people.
+    Raises ArtifactError for a model on which nothing is trained.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    layers = _layers(model)
-    if not layers:
+    if not adapted.trained():
         raise ArtifactError("this model carries no adapter, nothing to save")
-    if isinstance(spec.lora_target_modules, str):
-        targets = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    spec, own = adapted.spec, {}
+    if isinstance(adapted, LowRankModel):
+        config, tensors = (_vera if spec.method == "vera" else _lora)(adapted)
+        config |= _saved_modules(adapted, tensors)
+        shared = {"base_model_name_or_path": base_name, "task_type": "CAUSAL_LM", "inference_mode": True}
+        (folder / CONFIG_FILE).write_text(json.dumps(config | shared, indent=2) + "\n", encoding="utf-8")
     else:
-        targets = sorted(spec.lora_target_modules)
+        tensors = {name: _on_disk(parameter) for name, parameter in adapted.trained().items()}
+        own["base"] = base_name
+    if is_nf4(adapted.model):
+        own["base_weights"] = "nf4"
+    if own:
+        own = {"method": spec.method, **own}
+        (folder / OWN_FILE).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def is_nf4(model: nn.Module) -> bool:
+    """Whether the model's projections are held as 4-bit codes."""
+    return any(isinstance(m, nn.Linear) and m.weight.dtype is torch.uint8 for m in model.modules())
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The layers of `model` that carry an update, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def _on_disk(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous()
+
+
+def _target_names(adapted: LowRankModel, written: list[str]) -> list[str]:
+    """The section's own names where they mean just these layers, else the leaves, else the full names."""
+    targets = adapted.spec.lora_target_modules
+    short = sorted({name.rsplit(".", 1)[-1] for name in written}) if isinstance(targets, str) else sorted(targets)
+    linears = [name for name, module in adapted.model.named_modules() if isinstance(module, nn.Linear)]
+    meant = [name for name in linears if any(name == one or name.endswith("." + one) for one in short)]
+    return short if sorted(meant) == sorted(written) else sorted(written)
+
+
+def _lora(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a LoRA folder: the ranks and alphas that most modules have, and the others by name."""
+    spec = adapted.spec
+    rank_stabilised, use_dora = spec.use_rslora or spec.method == "rslora", spec.method in ("dora", "qdora")
+    tensors: dict[str, Tensor] = {}
+    sizes: dict[str, tuple[int, float]] = {}
+    for name, layer in adapted.layers.items():
+        a_RI, b_OR = layer.pair()
+        if isinstance(layer, AdaLoraLinear):
+            a_RI, b_OR = a_RI[layer.kept()], b_OR[:, layer.kept()]
+        if not len(a_RI):  # AdaLoRA took all of it away
+            continue
+        rank = len(a_RI)
+        sizes[name] = rank, round(layer.scale * (rank**0.5 if rank_stabilised else rank), 9)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = _on_disk(a_RI)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = _on_disk(b_OR)
+        if isinstance(layer, DoraLinear):
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = _on_disk(layer.peft_magnitude())
+    (r, alpha), _ = Counter(sizes.values()).most_common(1)[0] if sizes else ((spec.lora_r, spec.lora_alpha), 0)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": spec.lora_r,
-        "lora_alpha": spec.lora_alpha if spec.lora_alpha != int(spec.lora_alpha) else int(spec.lora_alpha),
+        "r": r,
+        "lora_alpha": _plain(alpha),
         "lora_dropout": spec.lora_dropout,
-        "target_modules": targets,
-        "use_rslora": spec.use_rslora,
-        "use_dora": False,
+        "target_modules": _target_names(adapted, list(sizes)),
+        "rank_pattern": {name: rank for name, (rank, _) in sizes.items() if rank != r},
+        "alpha_pattern": {name: _plain(one) for name, (_, one) in sizes.items() if one != alpha},
+        "use_rslora": rank_stabilised,
+        "use_dora": use_dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
-        "inference_mode": True,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(adapter_tensors(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return config, tensors
 
 
-def load_adapter(model: nn.Module, folder: Path) -> AdaptedModel:
-    """Puts the adapter of `folder` onto the base `model`, in place.
-
-    Raises ArtifactError when files are missing or torn, when the adapter uses a feature that this layer lacks, and
-    when keys or shapes do not fit the model exactly.
-    """
-    folder = Path(folder)
-    spec, tensors = _read_folder(folder)
-    adapted = apply_lora(model, spec, seed=0)
-    _check_keys(set(adapter_tensors(model)), set(tensors), folder)
-    with torch.no_grad():
-        for name, layer in adapted.layers.items():
-            for matrix in ("lora_A", "lora_B"):
-                key, parameter = f"{_PREFIX}{name}.{matrix}.weight", getattr(layer, matrix)
-                if tensors[key].shape != parameter.shape:
-                    raise ArtifactError(
-                        f"{folder / WEIGHTS_FILE}: {key} is {tuple(tensors[key].shape)}, this model needs "
-                        f"{tuple(parameter.shape)}",
-                        hint="the adapter belongs to another base",
-                    )
-                parameter.copy_(tensors[key])
-    return adapted
+def _plain(number: float) -> float | int:
+    return int(number) if number == int(number) else number
 
 
-def read_pairs(folder: Path) -> tuple[AdapterSpec, dict[str, tuple[Tensor, Tensor]]]:
-    """The adapter of `folder` without any model: its spec, and (A (r, in), B (out, r)) by module name, for merges."""
-    spec, tensors = _read_folder(Path(folder))
-    names = sorted({key.removeprefix(_PREFIX).rsplit(".", 2)[0] for key in tensors})
-    expected = {f"{_PREFIX}{name}.{matrix}.weight" for name in names for matrix in ("lora_A", "lora_B")}
-    _check_keys(expected, set(tensors), Path(folder))
-    return spec, {
-        name: (tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"]) for name in names
+def _vera(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    spec, tensors, key = adapted.spec, {}, 0
+    for name, layer in adapted.layers.items():
+        assert isinstance(layer, VeraLinear)
+        key = layer.seed
+        tensors[f"{PREFIX}{name}.vera_lambda_b"] = _on_disk(layer.vera_lambda_b)
+        tensors[f"{PREFIX}{name}.vera_lambda_d"] = _on_disk(layer.vera_lambda_d)
+    config = {
+        "peft_type": "VERA",
+        "r": spec.lora_r,
+        "target_modules": _target_names(adapted, list(adapted.layers)),
+        "projection_prng_key": key,
+        "save_projection": False,
+        "vera_dropout": spec.lora_dropout,
+        "d_initial": spec.vera_d_initial,
+        "bias": "none",
+        "fan_in_fan_out": False,
     }
+    return config, tensors
 
 
-def _read_folder(folder: Path) -> tuple[AdapterSpec, dict[str, Tensor]]:
-    check_files(folder)
-    config = _read_config(folder)
+def _saved_modules(adapted: LowRankModel, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Adds the parts of the base that are trained in full, and says which they are."""
+    own = tuple(f"{name}." for name in adapted.layers)
+    found = {name: parameter for name, parameter in adapted.trained().items() if not name.startswith(own)}
+    tensors.update({f"{PREFIX}{name}": _on_disk(parameter) for name, parameter in found.items()})
+    modules = [name.removesuffix(".weight") for name in found]
+    if not modules:
+        return {"modules_to_save": None}
+    names = dict(adapted.model.named_parameters())
+    twins = [n for n, _ in adapted.model.named_parameters(remove_duplicate=False) if n not in names and _is_head(n)]
+    if not twins or "embed_tokens" not in adapted.spec.modules_to_save:
+        return {"modules_to_save": modules}
+    table = next(parameter for name, parameter in found.items() if "embed" in name)
+    tensors[f"{PREFIX}{twins[0]}"] = _on_disk(table).clone()  # one tensor, which PEFT wants under both names
+    return {"modules_to_save": modules, "ensure_weight_tying": True}
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(HEADS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ArtifactError."""
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: unreadable ({error})", hint="is this a PEFT adapter folder?") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder. Raises ArtifactError."""
+    check_files(folder)
+    try:
+        return load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder / WEIGHTS_FILE}: unreadable ({error})", hint="train or copy the adapter again"
         ) from None
-    return _spec_of(config, tensors, folder), tensors
 
 
 def check_files(folder: Path) -> None:
@@ -139,46 +205,8 @@ def check_files(folder: Path) -> None:
         raise ArtifactError(f"{weights}: unreadable ({problem})", hint="train or copy the adapter again")
 
 
-def _layers(model: nn.Module) -> dict[str, LoraLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: unreadable ({error})", hint="is this a PEFT adapter folder?") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ArtifactError(f"{path}: peft_type is {kind}, expected LORA", hint="only LoRA adapters can be loaded")
-    used = [key for key in _UNSUPPORTED if config.get(key)]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    if used:
-        raise ArtifactError(
-            f"{path}: uses {', '.join(used)}, which luthier's LoRA layer does not have", hint="merge it with PEFT first"
-        )
-    return config
-
-
-def _spec_of(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> AdapterSpec:
-    targets = config.get("target_modules")
-    if not isinstance(targets, list):  # PEFT allows a pattern here; the file's own keys say what it meant
-        targets = sorted({key.removeprefix(_PREFIX).rsplit(".", 2)[0] for key in tensors})
-    try:
-        return AdapterSpec(
-            lora_r=config["r"],
-            lora_alpha=config["lora_alpha"],
-            lora_dropout=config.get("lora_dropout", 0.0),
-            lora_target_modules=tuple(targets),
-            use_rslora=config.get("use_rslora", False),
-        )
-    except (KeyError, ValidationError) as error:
-        raise ArtifactError(f"{folder / CONFIG_FILE}: not a usable LoRA config ({error})") from None
-
-
-def _check_keys(expected: set[str], found: set[str], folder: Path) -> None:
+def check_keys(expected: set[str], found: set[str], folder: Path) -> None:
+    """Raises ArtifactError unless both are the same."""
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         raise ArtifactError(

@@ -4,23 +4,62 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from luthier.config.adapter_methods import FACTS, MethodFacts
 from luthier.config.base import Spec
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
 
 
 class AdapterSpec(Spec):
-    """Low-rank adapters (LoRA, arXiv 2106.09685)."""
+    """Which method adapts the base, and its settings. docs/training.md says what each is."""
 
-    method: Literal["lora"] = "lora"
-    lora_r: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Rank: 4-8 for simple tasks, 16-32 usual, 64 for complex ones."""
+    method: Literal[
+        "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "loftq", "vera", "adalora", "qlora",
+        "qdora", "full", "layers", "head",
+    ] = "lora"  # fmt: skip
+    """lora and its kin train low-rank updates; full every weight, layers those of the top_layers, head the output head.
+    qlora, qdora and loftq need model.dtype: nf4."""
+    lora_r: Rank = 16
+    """Rank: 4-8 for simple tasks, 16-32 usual, 64 for complex ones; vera wants 256. adalora: the mean rank at the
+    end."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    """Scaling numerator: the update is multiplied by alpha / r (alpha / sqrt(r) with use_rslora)."""
+    """Scaling numerator: the update is multiplied by alpha / r (alpha / sqrt(r) with use_rslora or method rslora)."""
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
     lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Linear layers that get an adapter: all (except the head), or names such as q_proj, v_proj."""
+    top_layers: Annotated[int, Field(ge=1)] | None = None
+    """Adapt only the last k decoder layers; null = all (method layers needs it)."""
+    rank_pattern: dict[str, Rank] = {}  # noqa: RUF012 - pydantic copies it
+    """Other ranks for some layers: the end of a name, such as q_proj or 3.mlp.up_proj, to a rank."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}  # noqa: RUF012
+    """Other alphas for some layers, named as in rank_pattern."""
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head", "norms"], ...] = ()
+    """Parts of the base that are trained in full beside a low-rank method. Of a tied base embed_tokens is both."""
     use_rslora: bool = False
-    """Rank-stabilised scaling (arXiv 2312.03732)."""
+    """Rank-stabilised scaling (arXiv 2312.03732) for any low-rank method."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 16.0
+    """lora_plus: rate of B over train.learning_rate, which A keeps."""
+    vera_d_initial: Annotated[float, Field(gt=0)] = 0.1
+    """vera: start of the vector d."""
+    adalora_init_r: Rank | None = None
+    """adalora: rank at the start; null = 1.5 times lora_r."""
+    adalora_start: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """adalora: share of the steps before the first rank is taken away."""
+    adalora_end: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """adalora: share of the steps after which the ranks stand."""
+    adalora_interval: Annotated[int, Field(ge=1)] = 5
+    """adalora: steps from one cut to the next."""
+    adalora_orthogonal: Annotated[float, Field(ge=0)] = 0.5
+    """adalora: weight of the penalty that keeps A and B orthogonal."""
+    cache_frozen: Literal["auto", "never"] = "auto"
+    """What layers below everything trained compute is kept per row from the first epoch on, where there is more than
+    one epoch and memory for it; equal to rounding."""
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What the method is."""
+        return FACTS[self.method]
 
     @field_validator("lora_target_modules")
     @classmethod

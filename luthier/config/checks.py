@@ -3,6 +3,7 @@ edit."""
 
 from __future__ import annotations
 
+from luthier.config.adapter_checks import adapter_problems
 from luthier.config.evaluate import EvaluateSpec
 from luthier.config.project import ProjectSpec
 
@@ -53,4 +54,5 @@ def _prompts_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
     checks = (_budget_holds_a_row, _json_metric_has_json, _best_metric_is_known, _prompts_have_dev_rows)
+    checks += (adapter_problems,)
     return [problem for check in checks for problem in check(spec)]

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from luthier.adapters.handle import AdaptedModel
+from luthier.config.adapter import AdapterSpec
 from luthier.config.train import TrainSpec
 from luthier.engine import checkpoint, generators
 from luthier.engine.attempts import Attempts
@@ -63,6 +65,7 @@ def train(
     rehearse: bool = True,
     began: float | None = None,
     notice: Callable[[str], None] | None = None,
+    adapted: AdaptedModel | None = None,
 ) -> TrainResult:
     """Trains every parameter of `model` that requires a gradient and leaves the best checkpoint's weights in it.
 
@@ -71,13 +74,14 @@ def train(
     what must not change under a resumed run. on_eval(step, make_sampler()) -> task metrics. stop() is asked between
     micro-batches, dev batches and sampled tokens: true = go back to the last whole step, save, raise Interrupted.
     rehearse: see `rehearsal.py`; it changes no result. began: time.perf_counter() when this session's work began, for
-    the start-up time. notice: is told what the user should know (default: a logged warning).
+    the start-up time. notice: is told what the user should know (default: a logged warning). adapted: the method's
+    handle, which may set rates and act around an update.
 
     Raises TrainError for nothing to train, a changed guard, numbers that are not finite too often, a tensor without
     gradients and a single row that does not fit in memory; SaveFailed when a checkpoint cannot be written;
     ArtifactError when another process trains in `run_dir`.
     """
-    run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop)
+    run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop, adapted)
     run.dev.on_eval, run.dev.make_sampler = on_eval, make_sampler
     run.progress, run.profiler = progress, profiler
     run.began, run.notice = run.began if began is None else began, notice or log.warning
@@ -105,6 +109,7 @@ class _Run:
         run_dir: Path,
         guard: Mapping[str, Any],
         stop: Callable[[], bool] | None,
+        adapted: AdaptedModel | None,
     ) -> None:
         self.began, self.wall_before_s = time.perf_counter(), 0.0
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -123,7 +128,8 @@ class _Run:
         check_ids(model, dev_set or [], "dev")
         self.guard = whole_guard(spec, self.parameters, self.plan, guard)
         self.machine = machine_facts(self.device)
-        self.optimizer = make_adamw(self.parameters, spec)
+        self.adapted = adapted or AdaptedModel(model, AdapterSpec())
+        self.optimizer = make_adamw(self.parameters, spec, self.adapted.rate_factor)
         self.state = RunState()
         self.saved_step = -1
         self.peak = PeakMemory(self.device)
@@ -186,6 +192,7 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
+        self.adapted.load_state(weights)
 
     def _rehearse(self) -> None:
         """The heaviest micro-batch of training, and of the dev split if that is larger: once, without a trace."""
@@ -233,7 +240,7 @@ class _Run:
                 self._save()
 
     def _take(self, planned: PlannedStep) -> StepFigures:
-        rate = learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
+        number, rate = self.state.step + 1, learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
         parameters = list(self.parameters.values())
 
         put_back = generators.remember()
@@ -242,8 +249,9 @@ class _Run:
             batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device, max_tokens)
             return train_step(
                 self.model, self.loss, parameters, self.optimizer, batches,
-                step=self.state.step + 1, learning_rate=rate, spec=self.spec,
+                step=number, learning_rate=rate, spec=self.spec,
                 spike_in=self.updates.spike_in, between=self._between_micro_batches,
+                before_update=lambda: self.adapted.before_update(number, self.plan.total_steps),
             )  # fmt: skip
 
         try:
@@ -254,6 +262,7 @@ class _Run:
             put_back()
             self._interrupt()
         self.updates.made(figures)
+        self.adapted.after_update(number, self.plan.total_steps)
         return figures
 
     def _between_micro_batches(self) -> None:
@@ -280,7 +289,7 @@ class _Run:
         self.state.wall_s = self.wall_before_s + time.perf_counter() - self.began
         if self.saved_step == self.state.step:
             return
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()} | self.adapted.state()
         held = moments(self.optimizer, self.parameters)
         self.watchdog.beat()
         checkpoint.save(self.root, self.state, weights, held, self.guard, self.machine)

@@ -4,6 +4,8 @@ no pickle.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,17 @@ from luthier.config.train import TrainSpec
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
-def make_adamw(parameters: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
-    """One parameter group; `fused` runs each update as one pass over memory. The engine sets the rate before each
-    step.
+def make_adamw(
+    parameters: dict[str, nn.Parameter], spec: TrainSpec, rate_factor: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.AdamW:
+    """One parameter group for each `rate_factor(name)`, which is what the rate is multiplied by; `fused` runs each
+    update as one pass over memory. The engine sets the rate before each step.
     """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rate_factor(name), []).append(parameter)
     return torch.optim.AdamW(
-        list(parameters.values()),
+        [{"params": members, "rate_factor": factor} for factor, members in groups.items()],
         lr=spec.learning_rate,
         betas=(spec.adam_beta1, spec.adam_beta2),
         eps=spec.adam_epsilon,
@@ -27,9 +34,9 @@ def make_adamw(parameters: dict[str, nn.Parameter], spec: TrainSpec) -> torch.op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the rate of the next update."""
+    """Sets the rate of the next update, each group's times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_factor", 1.0)
 
 
 def moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -80,8 +80,10 @@ def train_step(
     spec: TrainSpec,
     spike_in: Callable[[float, float], str] = lambda loss, grad_norm: "",
     between: Callable[[], None] = lambda: None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepFigures:
-    """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors.
+    """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors. before_update() is
+    called with the gradients in place, before they are checked and clipped.
 
     spike_in(loss, gradient norm) -> what is out of line, or ''. between: called before each micro-batch; what it raises
     leaves the weights as they were. Raises NonFinite and Spike before any weight moves, OutOfMemory (no weight
@@ -102,6 +104,7 @@ def train_step(
             sums.append((backward_of(model, loss, batch, num_trained), batch))
     # The one wait for the device in a step: the guard must know before the weights move.
     losses = [(value.item() / batch.num_trained, batch) for value, batch in sums]
+    before_update()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     num_tokens = sum(len(batch.ids_T) for batch in batches)

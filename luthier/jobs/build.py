@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.bases.resolve import Base
 from luthier.config.load import Project
 from luthier.config.ship import ParityLimit, ShipSpec
@@ -19,7 +19,7 @@ from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import Stage, run_stage
-from luthier.jobs.train import train_stage
+from luthier.jobs.train import check_method, train_stage
 from luthier.models.load import load_model
 from luthier.ship.artefact import Artefact
 from luthier.ship.gguf_file import KINDS, GgufLineage, unpack_gguf, write_gguf
@@ -54,6 +54,7 @@ class _Parity:
 def build(project: Project) -> None:
     """The verb: prepares and trains first when that is needed."""
     opened = open_base(project)
+    check_method(project, opened)
     prepared = prepare_stage(project, opened)
     build_stage(project, opened, prepared, train_stage(project, opened, prepared))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.bases.resolve import Base, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec

@@ -13,6 +13,7 @@ from typing import Any
 from luthier.bases.resolve import ALIASES, resolve_base
 from luthier.bases.shapes import Shapes, read_shapes
 from luthier.bases.tokenizer import Tokenizer
+from luthier.config.adapter import AdapterSpec
 from luthier.config.load import Project
 from luthier.errors import BaseModelError
 from luthier.jobs import console
@@ -119,11 +120,10 @@ def _tell(answer: _Answer, project: Project) -> None:
     _tell_change(answer)
     work, spec = made.workload, project.spec
     facts = [
-        ("base", f"{made.base}: {made.num_parameters:,} parameters, frozen weights in {here.dtype}"),
+        ("base", f"{made.base}: {made.num_parameters:,} parameters, weights in {here.dtype}"),
         (
             "trained",
-            f"{made.num_trainable:,} numbers, {100 * made.share_trainable:.2f}% of the model "
-            f"({spec.adapter.method}, r {spec.adapter.lora_r})",
+            f"{made.num_trainable:,} numbers, {100 * made.share_trainable:.2f}% of the model ({_method(spec.adapter)})",
         ),
         ("data", f"{work.num_rows:,} rows, {work.num_tokens:,} tokens an epoch; {work.source}"),
         (
@@ -148,6 +148,10 @@ def _tell(answer: _Answer, project: Project) -> None:
         console.table("", ("machine", "fits", "peak GiB", "time", "USD/h", "USD"), [_row(p) for p in answer.elsewhere])
     for note in answer.notes:
         console.line(f"note: {note}", "yellow")
+
+
+def _method(adapter: AdapterSpec) -> str:
+    return f"{adapter.method}, r {adapter.lora_r}" if adapter.facts.kind == "low-rank" else adapter.method
 
 
 def _verdict(here: Prediction) -> str:

@@ -16,7 +16,7 @@ from luthier.jobs.local import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.publish import publish_stage
 from luthier.jobs.stage import Stage
-from luthier.jobs.train import train_stage
+from luthier.jobs.train import check_method, train_stage
 
 STYLES = {"SHIP_TUNE": "green", "SHIP_PROMPT": "cyan", "SHIP_NOTHING": "red", "INCONCLUSIVE": "yellow"}
 
@@ -25,6 +25,7 @@ def run(project: Project, *, profile: int = 0, began: float | None = None) -> in
     """Runs the whole project; returns the verdict's exit code. profile, began: see `train`."""
     started = time.monotonic()
     opened = open_base(project)
+    check_method(project, opened)
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")
 
     prepared = prepare_stage(project, opened)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from luthier.adapters.lora import apply_lora
 from luthier.adapters.peft_files import save_adapter
+from luthier.adapters.registry import Given, apply_method
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
@@ -27,6 +27,7 @@ from luthier.errors import BaseModelError, ConfigError, Interrupted, TemplateErr
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
+from luthier.jobs.caching import cache_rows
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
 from luthier.jobs.pins import pin_all
@@ -38,9 +39,12 @@ from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.waste import waste_line
 from luthier.losses.registry import LOSSES
 from luthier.models.int8 import load_frozen
+from luthier.models.load import read_weight
 from luthier.models.other import TransformersModel
 from luthier.models.packed import PackedModel
+from luthier.plan.linears import OWN_MODELS
 from luthier.plan.machines import price_here
+from luthier.plan.trainable import trainable
 from luthier.store.publish import write_atomic
 from luthier.types import MachineProfile
 
@@ -52,7 +56,18 @@ _SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 def train(project: Project, *, profile: int = 0, began: float | None = None) -> None:
     """The verb: prepares the data first when that is needed. began: time.perf_counter() when the verb was called."""
     opened = open_base(project)
+    check_method(project, opened)
     train_stage(project, opened, prepare_stage(project, opened), profile=profile, began=began)
+
+
+def check_method(project: Project, opened: OpenBase) -> None:
+    """Raises ConfigError, before data or weights are read, for targets, ranks and parts that the base does not have."""
+    try:
+        shapes = read_shapes(opened.base.folder)
+    except BaseModelError:  # its sizes have other names: applying the method will say
+        return
+    if shapes.model_type in OWN_MODELS:
+        trainable(shapes, project.spec.adapter)
 
 
 def train_stage(
@@ -152,21 +167,24 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
         console.warn(model.note)
     if isinstance(model, TransformersModel) and dtype == "int8":
         dtype = "float32"  # as its note says; the record must not claim int8
-    adapted = apply_lora(model, spec.adapter, seed=spec.train.seed)
+    given = Given(lambda: model.hidden(sample), lambda name: read_weight(opened.base.folder, name))
+    adapted = apply_method(model, spec.adapter, seed=spec.train.seed, given=given)
     share = 100 * adapted.share_trainable
     console.line(f"trainable: {adapted.num_trainable:,} parameters, {share:.2f}% of the model ({spec.adapter.method})")
     profiler = None
     if session.profile:
         folder = session.work.with_name(session.work.stem.replace("train", "profile", 1))
         profiler = make_profiler(session.profile, folder, model, spec.adapter.lora_r, machine)
-    batch_of = choose_batches(spec, model, train_set)
+    dev_set = read_encoded(prepared.folder, "dev")
+    cache = cache_rows(spec, model, (train_set, dev_set))
+    batch_of = choose_batches(spec, model, train_set) if cache is None else make_batch
     with console.progress_bar("training") as progress, _stop_flag() as stop:
         result = train_loop(
             model,
             LOSSES[spec.loss.kind],
             spec.train,
             train_set=train_set,
-            dev_set=read_encoded(prepared.folder, "dev"),
+            dev_set=dev_set,
             make_batch=batch_of,
             plan_epoch=epoch_batches,
             run_dir=session.work,
@@ -178,6 +196,7 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
             profiler=profiler,
             began=session.began,
             notice=console.warn,
+            adapted=adapted,
         )
         if stop():  # after its last step: what follows in the same command must not begin
             raise Interrupted(
@@ -186,11 +205,12 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
             )
     if profiler is not None:
         tell_profile(profiler)
-    save_adapter(model, adapter_folder, spec.adapter, opened.base.name)
+    save_adapter(adapted, adapter_folder, opened.base.name)
     return result, {
         "num_trainable": adapted.num_trainable,
         "share_trainable": adapted.share_trainable,
         "dtype": dtype,
+        "cached_rows": None if cache is None else cache.figures(),
         "machine": None if machine is None else dataclasses.asdict(machine),
         "planned": planned,
     }

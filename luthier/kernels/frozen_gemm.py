@@ -65,7 +65,10 @@ def times_weight_back(dy_NO: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 class Frozen(Protocol):
-    """A frozen matrix (O, I) in whatever form it is kept, and its two products."""
+    """A frozen matrix (O, I) in whatever form it is kept, and its two products. held: what a layer's weight is a view
+    of, one row for each of O."""
+
+    held: Tensor
 
     def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W' + b, (N, O) in x's dtype."""
@@ -79,12 +82,16 @@ class Frozen(Protocol):
         """The matrix of rows first .. last - 1."""
         ...
 
+    def dequantised(self) -> Tensor:
+        """The matrix that x W' really multiplies with, float32 (O, I)."""
+        ...
+
 
 class FrozenWeight:
     """A frozen matrix kept as it is."""
 
     def __init__(self, weight_OI: Tensor) -> None:
-        self.weight_OI = weight_OI
+        self.weight_OI = self.held = weight_OI
 
     def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W' + b, (N, O)."""
@@ -97,3 +104,7 @@ class FrozenWeight:
     def rows(self, first: int, last: int) -> FrozenWeight:
         """A view."""
         return FrozenWeight(self.weight_OI[first:last])
+
+    def dequantised(self) -> Tensor:
+        """The matrix in float32."""
+        return self.weight_OI.detach().float()

@@ -103,6 +103,7 @@ class Int8Weight:
 
     def _set(self, levels_OI: Tensor, scale_O: Tensor, factor_I: Tensor) -> None:
         self.levels_OI, self.scale_O, self.factor_I = levels_OI, scale_O, factor_I
+        self.held = levels_OI
         self._parts: dict[tuple[int, int], Int8Weight] = {}
 
     def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:

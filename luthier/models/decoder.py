@@ -24,6 +24,7 @@ from luthier.models.attention import Attend, PackedAttention, PackPlan, plan_pac
 from luthier.models.family import unshared
 from luthier.models.packed import as_ids
 from luthier.models.rope import RopeTable, rotate
+from luthier.models.row_cache import RowCache
 from luthier.models.session import DecoderSession
 from luthier.models.spec import DecoderSpec
 from luthier.types import Batch
@@ -161,6 +162,8 @@ class Decoder(nn.Module):
     """A causal language model over packed documents. Implements luthier.models.packed.PackedModel."""
 
     shares_prefixes = True
+    row_cache: RowCache | None = None
+    """Where rows are kept whose lower layers are frozen; set by the run that knows that it pays."""
 
     def __init__(self, spec: DecoderSpec, config: dict[str, Any], note: str = "") -> None:
         super().__init__()
@@ -196,27 +199,43 @@ class Decoder(nn.Module):
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """(K, D) after the final norm at batch.keep_K, in its order."""
+        if self.row_cache is not None:
+            return self.row_cache.hidden(batch)
         ids_T, positions_T = as_ids(batch.ids_T, self.device), as_ids(batch.positions_T, self.device)
         plan = plan_pack(torch.as_tensor(batch.cu_seqlens), as_ids(batch.keep_K, self.device), batch.parents_D)
         if any(self.length_class(f.shortest) != self.length_class(f.longest) for f in plan.families):
             return self.hidden(unshared(batch))  # longrope: these rows rotate one and the same prefix differently
         if plan.num_tokens != len(ids_T):
             raise ValueError(f"cu_seqlens ends at {plan.num_tokens}, but there are {len(ids_T)} tokens")
+        return self.run(ids_T, self.packed_rope(positions_T, plan), self.attend(plan), plan.keep_K)
+
+    def attend(self, plan: PackPlan) -> PackedAttention:
+        """Attention within the documents of one pack."""
         spec = self.spec
-        attend = PackedAttention(plan, spec.windows, spec.attention_scale, spec.attention_soft_cap)
-        return self.run(ids_T, self._packed_rope(positions_T, plan), attend, plan.keep_K)
+        return PackedAttention(plan, spec.windows, spec.attention_scale, spec.attention_soft_cap)
 
     def run(self, ids_T: torch.Tensor, rope: Rope, attend: Attend, keep_K: torch.Tensor | None) -> torch.Tensor:
         """The whole stack under any Attend; only the last layer is pruned to keep_K."""
+        x = self.through(self.embed(ids_T), range(self.spec.num_layers), rope, attend, keep_K)
+        return self.model.norm(x)
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """(T, D): what the first layer reads."""
         x = self.model.embed_tokens(ids_T)
         if self.spec.embed_scale != 1.0:  # rounded to the dtype first, as Gemma was trained
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
-        last = self.spec.num_layers - 1
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, rope, attend, keep_K if i == last else None)
-        return self.model.norm(x)
+        return x
 
-    def _packed_rope(self, positions_T: torch.Tensor, plan: PackPlan) -> Rope:
+    def through(
+        self, x_TD: torch.Tensor, layers: range, rope: Rope, attend: Attend, keep_K: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Some of the layers, in order; the last one of all is pruned to keep_K."""
+        x, last = x_TD, self.spec.num_layers - 1
+        for i in layers:
+            x = self.model.layers[i](x, rope, attend, keep_K if i == last else None)
+        return x
+
+    def packed_rope(self, positions_T: torch.Tensor, plan: PackPlan) -> Rope:
         """cos and sin per token; with longrope every row goes by its own length, not by its neighbours'."""
         classes = [self.length_class(length) for length in plan.reach]
         longest = max(plan.reach)

@@ -1,4 +1,5 @@
-"""A loaded float32 decoder -> its projections in 8-bit integers, evened out by what real rows send through them.
+"""A loaded float32 decoder -> its projections in 8-bit integers, evened out by what real rows send through them, or in
+4-bit NormalFloat (QLoRA).
 
 Head, embedding and norms stay float32. The float32 weights are dropped layer by layer; what is shipped is merged from
 the base folder, not from here. The same rows give the same integers, so a resumed run computes what it computed before.
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.errors import BaseModelError
 from luthier.kernels.projection import Linear, stack_layers
 from luthier.models.decoder import Decoder
 from luthier.models.load import load_model
@@ -21,14 +23,21 @@ from luthier.types import Batch
 
 
 def load_frozen(folder: Path, *, dtype: str, sample: Batch) -> Decoder | TransformersModel:
-    """load_model for training, where dtype may be int8 too. sample: a few rows of the run, to even out its channels by.
+    """load_model for training, where dtype may be int8 or nf4 too. sample: a few rows of the run, to even out the
+    channels of int8 by.
 
-    A model that cannot be had in int8 comes back in float32, and its `note` says so.
+    A model that cannot be had in int8 comes back in float32, and its `note` says so. Raises BaseModelError for nf4 on
+    a model that is not luthier's own decoder: what asks for it has no meaning without it.
     """
-    if dtype != "int8":
+    if dtype not in ("int8", "nf4"):
         return load_model(folder, dtype=dtype)
     model = load_model(folder, dtype="float32")
-    if not to_int8(model, sample):
+    if dtype == "nf4":
+        if not to_nf4(model):
+            raise BaseModelError(
+                f"model.dtype nf4 needs luthier's own decoder ({model.note})", hint="adapter.method: lora, float32"
+            )
+    elif not to_int8(model, sample):
         model.note = f"{model.note}; int8 needs luthier's own decoder: this runs in float32".lstrip("; ")
     return model
 
@@ -39,14 +48,28 @@ def to_int8(model: nn.Module, batch: Batch) -> bool:
     False, and nothing done, for a model that is not luthier's own decoder, that runs in half precision, or whose
     projections carry something else than plain layers.
     """
-    if not isinstance(model, Decoder) or model.dtype is not torch.float32:
-        return False
-    groups = model.projection_groups()
-    if not all(type(layer) is Linear for group in groups for layer in group):
+    groups = _plain_groups(model)
+    if not groups or not isinstance(model, Decoder):
         return False
     for group, peaks_I in zip(groups, _input_peaks(model, groups, batch), strict=True):
         stack_layers(group, int8=True, peaks_I=peaks_I)  # type: ignore[arg-type]
     return True
+
+
+def to_nf4(model: nn.Module) -> bool:
+    """Rounds every projection to 4 bits in place, for good; before adapters are applied. False as of to_int8."""
+    groups = _plain_groups(model)
+    for group in groups:
+        stack_layers(group, nf4=True)  # type: ignore[arg-type]
+    return bool(groups)
+
+
+def _plain_groups(model: nn.Module) -> list[list[nn.Module]]:
+    """The projections of our own decoder in float32; none where one of them is something else than a plain layer."""
+    if not isinstance(model, Decoder) or model.dtype is not torch.float32:
+        return []
+    groups = model.projection_groups()
+    return groups if all(type(layer) is Linear for group in groups for layer in group) else []
 
 
 def _input_peaks(model: Decoder, groups: list[list[nn.Module]], batch: Batch) -> list[Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from luthier.bases.folder import check_weights, weight_files
@@ -45,6 +45,15 @@ def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | Trans
     # Copied, so that the mapped file is let go of: a stacked or quantised weight must not stand in memory twice.
     tensors = {name: x.to(torch_dtype, copy=True) for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
     return _assemble(folder, spec, config, tensors).eval()
+
+
+def read_weight(folder: Path, name: str) -> torch.Tensor:
+    """One stored tensor of a folder, by name. Raises BaseModelError when no file holds it."""
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118 - not a dict
+                return file.get_tensor(name)
+    raise BaseModelError(f"{folder}: no tensor {name}", hint="copy the model again")
 
 
 def _dtype_of(config: dict[str, Any], dtype: str) -> torch.dtype:

@@ -1,7 +1,8 @@
 """The cheapest change that makes a run fit: only settings that luthier has, tried from the gentlest on.
 
 Order: what leaves the numbers of the run as they are (a smaller token budget with more accumulation), then the type of
-the frozen weights, then less to train, then a smaller base. The choices of model.dtype are read from its spec, so that
+the frozen weights, then less to train, then another method (LoRA instead of the base's own weights, a 4-bit base), then
+a smaller base. The choices of model.dtype are read from its spec, so that
 nothing is proposed that does not exist.
 """
 
@@ -17,6 +18,7 @@ from luthier.config.model import ModelSpec
 from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
 from luthier.plan.known import known_bases, smaller_bases
+from luthier.plan.linears import OWN_MODELS
 from luthier.plan.predict import Prediction, predict
 from luthier.plan.workload import Workload, resized
 from luthier.types import MachineProfile
@@ -65,7 +67,8 @@ def _candidates(
     shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: MachineProfile
 ) -> Iterator[tuple[ProjectSpec, tuple[tuple[str, str], ...], str]]:
     budgets = list(_budgets(spec, workload))
-    dtypes = [d for d in dtypes_on_offer(machine) if d != spec.model.dtype]
+    allowed = spec.adapter.facts.dtypes
+    dtypes = [d for d in dtypes_on_offer(machine) if d != spec.model.dtype and d in allowed]
     for budget in budgets:
         yield _with(spec, budget=budget)
     for dtype, budget in itertools.product(dtypes, [None, *budgets]):
@@ -73,9 +76,20 @@ def _candidates(
     targets = _FEW_TARGETS_FUSED if shapes.model_type == "phi3" else _FEW_TARGETS
     ranks = [rank for rank in _SMALL_RANKS if rank < spec.adapter.lora_r]
     smallest = budgets[-1] if budgets else None
-    for dtype, rank, few in itertools.product([None, *dtypes], [None, *ranks], [None, targets]):
-        if rank or few:
-            yield _with(spec, dtype=dtype, budget=smallest, rank=rank, targets=few)
+    if spec.adapter.facts.kind == "low-rank":
+        for dtype, rank, few in itertools.product([None, *dtypes], [None, *ranks], [None, targets]):
+            if rank or few:
+                yield _with(spec, dtype=dtype, budget=smallest, rank=rank, targets=few)
+    for (method, dtype), budget in itertools.product(_other_methods(shapes, spec), [None, *budgets]):
+        yield _with(spec, dtype=dtype, budget=budget, method=method)
+
+
+def _other_methods(shapes: Shapes, spec: ProjectSpec) -> list[tuple[str, str | None]]:
+    """(method, model.dtype) to fall back to."""
+    if spec.adapter.facts.kind == "weights":
+        return [("lora", None)]
+    four_bits = {"lora": "qlora", "dora": "qdora"}.get(spec.adapter.method)
+    return [(four_bits, "nf4")] if four_bits and shapes.model_type in OWN_MODELS else []
 
 
 def _budgets(spec: ProjectSpec, workload: Workload) -> Iterator[tuple[int, int, int]]:
@@ -95,6 +109,7 @@ def _with(
     budget: tuple[int, int, int] | None = None,
     rank: int | None = None,
     targets: tuple[str, ...] | None = None,
+    method: str | None = None,
 ) -> tuple[ProjectSpec, tuple[tuple[str, str], ...], str]:
     settings: list[tuple[str, str]] = []
     effects: list[str] = []
@@ -119,5 +134,9 @@ def _with(
         adapter = adapter.model_copy(update={"lora_target_modules": targets})
         settings.append(("adapter.lora_target_modules", f"[{', '.join(targets)}]"))
         effects.append("adapters on attention only: they can learn less")
+    if method:
+        adapter = adapter.model_copy(update={"method": method})
+        settings.append(("adapter.method", method))
+        effects.append(f"{method} instead of {spec.adapter.method}: it can learn less")
     changed = spec.model_copy(update={"model": model, "train": train, "adapter": adapter})
     return changed, tuple(settings), "; ".join(effects)

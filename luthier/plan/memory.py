@@ -12,9 +12,12 @@ from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
 from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, saved_bytes
 from luthier.plan.fitted import FITTED
-from luthier.plan.linears import count_trainable, layer_linears
+from luthier.plan.linears import layer_linears
+from luthier.plan.trainable import trainable
 
 MIB = 1 << 20
+# 4 bits, 8 bits of scale for every 64 weights, and a float32 scale of scales for every 256 of those.
+NF4_DOUBLE_QUANTISED = 0.5 + 1 / 64 + 4 / (64 * 256)
 STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -44,31 +47,37 @@ class Memory:
 def weight_bytes(shapes: Shapes, dtype: str) -> int:
     """Bytes of the frozen base as training multiplies with it.
 
-    int8: one byte a weight and direction, its scales, and tables and norms in float32.
+    int8: one byte a weight and direction, its scales, and tables and norms in float32. nf4: 4 bits and scales.
     """
-    if dtype != "int8":
+    if dtype not in ("int8", "nf4"):
         return shapes.num_parameters * ACTIVATION_BYTES[dtype]
     inside = layer_linears(shapes).values()
     linears = shapes.num_layers * sum(one.size for one in inside)
+    if dtype == "nf4":
+        return int(NF4_DOUBLE_QUANTISED * linears) + FLOAT32 * (shapes.num_parameters - linears)
     scales = shapes.num_layers * sum(one.d_in + one.d_out for one in inside)
     return 2 * linears + FLOAT32 * scales + FLOAT32 * (shapes.num_parameters - linears)
 
 
 def predict_memory(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBatch, device: str = "cpu") -> Memory:
-    """Memory of LoRA training with luthier's engine. device: cpu (resident memory) or cuda (the card's)."""
-    width, trainable, fitted = ACTIVATION_BYTES[dtype], count_trainable(shapes, adapter), FITTED[device]
+    """Memory of training with luthier's engine. device: cpu (resident memory) or cuda (the card's)."""
+    width, found, fitted = ACTIVATION_BYTES[dtype], trainable(shapes, adapter), FITTED[device]
     weights = weight_bytes(shapes, dtype)
     saved = saved_bytes(shapes, adapter, dtype, micro, device)
     copies = fitted.capped_head_copies if shapes.model_type == "gemma2" else fitted.head_copies
+    copies += 2 * found.head  # its own gradient needs the logits whole, with theirs
     head = int(copies * FLOAT32 * micro.num_trained * shapes.vocab_size)
-    work = int(fitted.work_copies * width * micro.num_tokens * widest_output(shapes) + fitted.slack * saved)
+    passes = 1.0 if found.lowest < shapes.num_layers else 0.5  # the head alone: nothing is gone back through
+    work = int(passes * fitted.work_copies * width * micro.num_tokens * widest_output(shapes) + fitted.slack * saved)
     process = int(MIB * (fitted.process_mib + fitted.lazy_mib))
-    kind = {"float32": "4 bytes", "bfloat16": "2 bytes", "int8": "2 bytes (1 a direction)"}[dtype]
+    kind = {"float32": "4 bytes", "bfloat16": "2 bytes", "int8": "2 bytes (1 a direction)", "nf4": "0.52 bytes"}[dtype]
+    own, state = found.count > found.beside, found.count * FLOAT32
+    held = f"{shapes.num_parameters:,} parameters x {kind}, {'trained in part' if own else 'frozen'} ({dtype})"
     lines = (
-        Line("weights", weights, f"{shapes.num_parameters:,} parameters x {kind}, frozen ({dtype})"),
-        Line("adapter", FLOAT32 * trainable, f"{trainable:,} trained numbers x 4 bytes (float32)"),
-        Line("gradients", FLOAT32 * trainable, "4 bytes for each trained number; none for the frozen base"),
-        Line("optimizer", 2 * FLOAT32 * trainable, "AdamW: two float32 moments for each trained number"),
+        Line("weights", weights, held),
+        Line("adapter", FLOAT32 * found.beside, f"{found.beside:,} trained numbers beside them x 4 bytes (float32)"),
+        Line("gradients", state, f"4 bytes for each of {found.count:,} trained numbers; none for what is frozen"),
+        Line("optimizer", 2 * state, "AdamW: two float32 moments for each trained number"),
         Line(
             "activations", saved,
             f"kept for the backward pass: {shapes.num_layers} layers x {micro.num_tokens:,} tokens, the last "
@@ -97,5 +106,5 @@ def _load_bytes(shapes: Shapes, dtype: str, device: str, weights: int) -> int:
     if device != "cpu":
         return weights + int(MIB * FITTED[device].lazy_mib)
     stored = shapes.num_parameters * STORED_BYTES.get(shapes.dtype, 2)
-    copied = shapes.num_parameters * STORED_BYTES["float32" if dtype == "int8" else dtype]
+    copied = shapes.num_parameters * STORED_BYTES["float32" if dtype in ("int8", "nf4") else dtype]
     return int(MIB * FITTED[device].process_mib) + stored + copied

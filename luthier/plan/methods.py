@@ -1,4 +1,4 @@
-"""Memory of methods that luthier does not offer yet (full fine-tuning, QLoRA), for comparison and the worked figures.
+"""Memory of full fine-tuning and QLoRA as others publish it, for comparison and the worked figures.
 
 Conventions, in decimal GB where a figure is quoted: weights = parameters x bytes a parameter; full fine-tuning in
 float32 with Adam holds the weights and Adam's two moments = 12 bytes a parameter (84 GB for "7B" = 7e9), and the
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
-from luthier.plan.linears import count_trainable, layer_linears
+from luthier.plan.linears import layer_linears
+from luthier.plan.memory import NF4_DOUBLE_QUANTISED
+from luthier.plan.trainable import count_trainable
 
 GB = 1e9
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.5}
-# 4 bits, 8 bits of scale for every 64 weights, and a float32 scale of scales for every 256 of those.
-NF4_DOUBLE_QUANTISED = 0.5 + 1 / 64 + 4 / (64 * 256)
 CUDA_CONTEXT_BYTES = 0.6e9
 
 

@@ -9,10 +9,11 @@ from luthier.config.project import ProjectSpec
 from luthier.errors import ConfigError
 from luthier.plan.dtype import fastest_dtype
 from luthier.plan.fitted import FITTED
-from luthier.plan.linears import OWN_MODELS, count_trainable
+from luthier.plan.linears import OWN_MODELS
 from luthier.plan.memory import Memory, predict_memory
 from luthier.plan.money import money
 from luthier.plan.speed import micro_batch_s, update_s
+from luthier.plan.trainable import count_trainable
 from luthier.plan.workload import Workload
 from luthier.types import MachineProfile
 
@@ -70,6 +71,11 @@ def num_evaluations(spec: ProjectSpec, num_steps: int) -> int:
     return len(due)
 
 
+def _refuse_width(shapes: Shapes, spec: ProjectSpec, dtype: str) -> None:
+    if dtype == "nf4" and shapes.model_type not in OWN_MODELS:
+        raise ConfigError(f"{spec.model.base} has no nf4: {shapes.model_type!r} is not luthier's own decoder")
+
+
 def predict(shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: MachineProfile) -> Prediction:
     """Memory, time and money of the run on `machine`. Raises ConfigError for targets that match nothing."""
     dtype, train = dtype_of(shapes, spec, machine), spec.train
@@ -77,6 +83,7 @@ def predict(shapes: Shapes, spec: ProjectSpec, workload: Workload, machine: Mach
     num_steps = workload.num_steps(train)
     fits = memory.peak_bytes <= USABLE_SHARE[machine.device] * machine.memory_bytes
     try:
+        _refuse_width(shapes, spec, dtype)
         micro_s = micro_batch_s(shapes, spec.adapter, dtype, workload.mean, machine)
         scored_s = micro_batch_s(shapes, spec.adapter, dtype, workload.mean, machine, backward=False)
     except ConfigError as error:

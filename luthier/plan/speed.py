@@ -1,7 +1,7 @@
 """Seconds of a step: the operations of every product over the machine's measured rate, plus what is not a product.
 
-Counts: a frozen weight costs 2 operations a token forward and 2 backward (4N, where full fine-tuning has 6N); the head
-and the last layer run at trained tokens only; LoRA's own products and attention are counted as they are. How
+Counts: a frozen weight costs 2 operations a token forward and 2 backward (4N), a trained one 2 more (6N); the head and
+the last layer run at trained tokens only; the updates' own products and attention are counted as they are. How
 much slower than the rate each kind is comes from fitted.yaml: five figures for all runs.
 """
 
@@ -14,13 +14,16 @@ from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError
 from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch
 from luthier.plan.fitted import FITTED
-from luthier.plan.linears import LinearShape, adapted_layers, count_trainable, layer_linears
+from luthier.plan.linears import LinearShape, layer_linears
+from luthier.plan.trainable import count_trainable, trainable
 from luthier.types import MachineProfile
 
 BACKWARD_ATTENTION = 2.5  # FlashAttention-2 (arXiv 2307.08691): the backward pass has 2.5 times the products
 # Numbers of a layer that plain operations (norms, rotation, gating, residuals) read or write per token, both passes.
 _HIDDEN_PASSES, _FFN_PASSES, _HEAD_PASSES = 24, 16, 12
 _LOGIT_PASSES = 8
+# Writing out one 4-bit weight takes as long as moving this many bytes (1.1e9 weights a second and core, Zen 5).
+_NF4_BYTES = 18
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Operations:
 def count_operations(
     shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBatch, *, backward: bool = True
 ) -> Operations:
-    """Operations of one micro-batch under LoRA; backward=False: of an evaluation."""
-    inside, layers = layer_linears(shapes), adapted_layers(shapes, adapter)
-    first = next(i for i, paths in enumerate(layers) if paths)
+    """Operations of one micro-batch; backward=False: of an evaluation."""
+    inside, found = layer_linears(shapes), trainable(shapes, adapter)
+    first = found.lowest
     width, q_size = ACTIVATION_BYTES[dtype], shapes.num_heads * shapes.head_dim
     base = own = pairs_seen = plain = 0.0
     for i in range(shapes.num_layers):
@@ -54,10 +57,10 @@ def count_operations(
         for path, linear in inside.items():
             everywhere = linear.leaf in ("k_proj", "v_proj", "qkv_proj")
             rows = micro.num_tokens if everywhere else kept
-            base += 2 * linear.size * rows * passes
-            plain += _rearranged(linear, dtype, rows, passes, path in layers[i])
-            if path in layers[i]:
-                own += (6 if backward else 2) * adapter.lora_r * (linear.d_in + linear.d_out) * rows
+            base += 2 * linear.size * rows * (passes + (backward and found.weights[i]))
+            rank = found.ranks[i].get(path, 0)
+            plain += _rearranged(linear, dtype, rows, passes, rank > 0)
+            own += (6 if backward else 2) * rank * (linear.d_in + linear.d_out) * rows
         pairs_seen += (1 + BACKWARD_ATTENTION * (passes - 1)) * kept * micro.sight / 2
         plain += (passes / 2) * kept * width * (
             _HIDDEN_PASSES * shapes.hidden_size + _FFN_PASSES * shapes.ffn_size + _HEAD_PASSES * q_size
@@ -65,14 +68,18 @@ def count_operations(
     capped = 4 if shapes.model_type == "gemma2" else 1
     if capped > 1:  # scores are written out
         plain += width * 12 * shapes.num_heads * pairs_seen
-    head = (4 if backward else 2) * shapes.vocab_size * shapes.hidden_size * micro.num_trained
+    goes_back = first < shapes.num_layers or found.last_norm
+    head_passes = 1 + backward * (goes_back + found.head)
+    head = 2 * head_passes * shapes.vocab_size * shapes.hidden_size * micro.num_trained
     plain += FLOAT32 * _LOGIT_PASSES * shapes.vocab_size * micro.num_trained
     return Operations(base, head, own, capped * 4 * q_size * pairs_seen, plain)
 
 
 def _rearranged(linear: LinearShape, dtype: str, rows: int, passes: int, has_adapter: bool) -> float:
-    """Bytes moved around one frozen product: int8 rounds what goes in and scales what comes out, and bfloat16 lays the
-    adapter beside the weight for the forward product."""
+    """Bytes moved around one frozen product: int8 rounds what goes in and scales what comes out, nf4 writes the weight
+    out for every pass, and bfloat16 lays the adapter beside the weight for the forward product."""
+    if dtype == "nf4":
+        return _NF4_BYTES * linear.size * passes
     if dtype == "int8":
         forward, backward = 5 * linear.d_in + 8 * linear.d_out, 5 * linear.d_out + 8 * linear.d_in
         return rows * (forward + (passes - 1) * backward)
@@ -98,7 +105,7 @@ def micro_batch_s(
     backward: bool = True,
 ) -> float:
     """Seconds of one micro-batch. Raises ConfigError when the machine does not run `dtype`."""
-    share, rate = FITTED[machine.device], rate_of(machine, dtype)
+    share, rate = FITTED[machine.device], rate_of(machine, "float32" if dtype == "nf4" else dtype)
     # Adapters, attention and the head of an int8 base run in the type of the activations.
     float_rate = rate_of(machine, "float32") if dtype == "int8" else rate
     count = count_operations(shapes, adapter, dtype, micro, backward=backward)

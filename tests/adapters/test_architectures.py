@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from luthier.adapters.lora import apply_lora
-from luthier.adapters.peft_files import load_adapter, save_adapter
+from luthier.adapters.peft_files import save_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.config.adapter import AdapterSpec
 from luthier.losses.sft import sft_loss_sum
 from luthier.models.load import load_model
@@ -41,7 +42,7 @@ def test_adapter_folder_in_peft(tmp_path, arch):
         tuned = _logits(model)
         with adapted.disable():
             assert torch.equal(_logits(model), untouched)
-    save_adapter(model, tmp_path / "adapter", spec, str(base))
+    save_adapter(adapted, tmp_path / "adapter", str(base))
     in_peft = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(tmp_path / "adapter")
     ).eval()
@@ -64,7 +65,7 @@ def test_gradients_equal_peft(tmp_path, arch):
     torch.manual_seed(1)
     for layer in adapted.layers.values():
         torch.nn.init.normal_(layer.lora_B, std=0.05)
-    save_adapter(model, tmp_path / "adapter", spec, str(base))
+    save_adapter(adapted, tmp_path / "adapter", str(base))
     targets = torch.tensor(np.roll(IDS, -1))
     sft_loss_sum(_logits(model), targets).backward()
     in_peft = peft.PeftModel.from_pretrained(

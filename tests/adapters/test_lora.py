@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from luthier.adapters.lora import LoraLinear, apply_lora, find_targets, lora_scale, merged_delta
+from luthier.adapters.lora import LoraLinear, apply_lora, find_targets
+from luthier.adapters.stored import StoredUpdate
 from luthier.config.adapter import AdapterSpec
+from luthier.config.adapter_targets import scale_of
 from luthier.errors import ConfigError, TrainError
 from tests.engine.small import small_model, weights_of
 
@@ -127,12 +129,14 @@ def test_merged_delta_is_what_the_adapter_adds():
     for rslora in (False, True):
         spec = AdapterSpec(lora_r=4, lora_alpha=6, use_rslora=rslora)
         layer = _layer(bias=True, dropout=0.0)
-        layer.scale = lora_scale(spec)
+        layer.scale = scale_of("q_proj", spec)
         x = torch.randn(5, 24)
-        merged = F.linear(x, layer.weight + merged_delta(layer.lora_A, layer.lora_B, spec), layer.bias)
+        stored = StoredUpdate(layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
+        merged = F.linear(x, stored.merged(layer.weight), layer.bias)
         torch.testing.assert_close(merged, layer(x), rtol=1e-5, atol=1e-4)
-    assert lora_scale(AdapterSpec(lora_r=4, lora_alpha=6)) == 1.5
-    assert lora_scale(AdapterSpec(lora_r=4, lora_alpha=6, use_rslora=True)) == 3.0
+    assert scale_of("q_proj", AdapterSpec(lora_r=4, lora_alpha=6)) == 1.5
+    for changes in ({"use_rslora": True}, {"method": "rslora"}):
+        assert scale_of("q_proj", AdapterSpec(lora_r=4, lora_alpha=6, **changes)) == 3.0
 
 
 def test_all_linear_leaves_the_head_out_and_names_choose():
@@ -163,10 +167,10 @@ def test_refusals_name_the_next_move():
     """No match: the nearest name. Rank above width: the layer. The head: leave it out. Twice: load again."""
     model = small_model()
     with pytest.raises(ConfigError, match="'q_prj' matches no linear") as error:
-        find_targets(model, ("q_prj",))
+        find_targets(model, AdapterSpec(lora_target_modules=("q_prj",)))
     assert "nearest is q_proj" in error.value.hint
     with pytest.raises(ConfigError, match="'lm_head' is the head"):
-        find_targets(model, ("lm_head",))
+        find_targets(model, AdapterSpec(lora_target_modules=("lm_head",)))
     with pytest.raises(ConfigError, match="9 is above the width 8 of 0 "):
         apply_lora(_plain(), AdapterSpec(lora_r=9), seed=0)
     with pytest.raises(TrainError, match="already carries adapters"):

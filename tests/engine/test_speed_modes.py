@@ -92,13 +92,13 @@ def test_an_adapter_trained_on_int8_is_as_good_on_the_float32_weights_it_ships_w
         return dev_loss(some, sft_loss_sum, dev, [range(24)], make_batch, cpu, lambda: False)
 
     untrained = loss_of(model)
-    apply_lora(model, AdapterSpec(lora_r=4), seed=0)
+    adapted = apply_lora(model, AdapterSpec(lora_r=4), seed=0)
     train(
         model, sft_loss_sum, TrainSpec(micro_batch_tokens=160, num_epochs=6, learning_rate=1e-2), train_set=learnt,
         dev_set=None, make_batch=make_batch, plan_epoch=epoch_batches, run_dir=tmp_path / "run",
     )  # fmt: skip
     trained_on = loss_of(model)
-    save_adapter(model, tmp_path / "adapter", AdapterSpec(lora_r=4), "tiny")
+    save_adapter(adapted, tmp_path / "adapter", "tiny")
     merge(base, tmp_path / "adapter", tmp_path / "merged")
     shipped = loss_of(load_model(tmp_path / "merged"))
     assert trained_on != shipped and trained_on < 0.7 * untrained

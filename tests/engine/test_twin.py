@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier.adapters.lora import apply_lora
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.config.adapter import AdapterSpec
 from luthier.engine.inputs import StepPlan
 from luthier.models.load import load_model

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.errors import ArtifactError, Interrupted, LuthierError
 from luthier.models.load import load_model
 from luthier.ship.parity import model_logits

@@ -15,7 +15,8 @@ from luthier.errors import ConfigError
 from luthier.models.int8 import load_frozen
 from luthier.models.load import load_model
 from luthier.plan.activations import MicroBatch, saved_bytes
-from luthier.plan.linears import adapted_layers, count_parameters, count_trainable
+from luthier.plan.linears import adapted_layers, count_parameters
+from luthier.plan.trainable import count_trainable
 from luthier.types import EncodedRow
 from tests.tiny import make_tiny_base
 
@@ -91,7 +92,7 @@ def test_dropout_keeps_its_mask(base):
 def test_targets_and_counts_are_the_engines(base, targets):
     adapter, shapes = AdapterSpec(lora_r=4, lora_target_modules=targets), read_shapes(base)
     model = load_model(base)
-    expected = set(find_targets(model, targets))
+    expected = set(find_targets(model, adapter))
     planned = {f"model.layers.{i}.{path}" for i, paths in enumerate(adapted_layers(shapes, adapter)) for path in paths}
     assert planned == expected
     assert count_parameters(shapes) == shapes.num_parameters == model.num_parameters
@@ -103,7 +104,7 @@ def test_bad_targets_are_refused_as_the_engine_refuses_them(base, targets):
     with pytest.raises(ConfigError) as planned:
         count_trainable(read_shapes(base), AdapterSpec(lora_target_modules=targets, lora_r=4))
     with pytest.raises(ConfigError) as trained:
-        find_targets(load_model(base), targets)
+        find_targets(load_model(base), AdapterSpec(lora_target_modules=targets, lora_r=4))
     assert str(planned.value) == str(trained.value)
 
 

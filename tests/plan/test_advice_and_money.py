@@ -83,8 +83,8 @@ def test_nothing_is_proposed_that_does_not_exist():
     for dtype in offered:
         ProjectSpec.model_validate({"data": {"train": ["x"]}, "model": {"dtype": dtype}})
     with pytest.raises(ValidationError):
-        ProjectSpec.model_validate({"data": {"train": ["x"]}, "model": {"dtype": "nf4"}})
-    assert "nf4" not in offered
+        ProjectSpec.model_validate({"data": {"train": ["x"]}, "model": {"dtype": "fp8"}})
+    assert "fp8" not in offered
     assert dtypes_on_offer(replace(MACHINE, rates_gflops={"float32": 1.0})) == ["float32"]
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from luthier.config.adapter import AdapterSpec
 from luthier.plan.known import known_bases, known_shapes, smaller_bases, unknown_base
-from luthier.plan.linears import LinearShape, count_parameters, count_trainable, lora_size
+from luthier.plan.linears import LinearShape, count_parameters
 from luthier.plan.machines import machine_named, read_catalogue
 from luthier.plan.methods import GB, full_adam_gb, qlora_bytes, weights_gb
+from luthier.plan.trainable import count_trainable, lora_size
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 

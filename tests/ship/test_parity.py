@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.errors import ArtifactError
 from luthier.models.load import load_model
 from luthier.ship.gguf_file import KINDS, unpack_gguf, write_gguf

@@ -1,0 +1,61 @@
+"""adapter.method -> the function that puts it onto a model. One line a method; its facts: config/adapter_methods.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from luthier.adapters.adalora import apply_adalora
+from luthier.adapters.dora import apply_dora
+from luthier.adapters.handle import AdaptedModel
+from luthier.adapters.lora import apply_lora
+from luthier.adapters.starts import apply_eva, apply_loftq, apply_offset
+from luthier.adapters.vera import apply_vera
+from luthier.adapters.weights import apply_weights, train_parts
+from luthier.config.adapter import AdapterSpec
+
+
+@dataclass(frozen=True)
+class Given:
+    """What some starts need of the run. feed: sends a batch of its rows through the model; original: a weight of the
+    base as it is stored, by name."""
+
+    feed: Callable[[], object]
+    original: Callable[[str], Tensor]
+
+
+Apply = Callable[..., AdaptedModel]
+METHODS: dict[str, Apply] = {
+    "lora": apply_lora,
+    "rslora": apply_lora,
+    "lora_plus": apply_lora,
+    "lora_fa": apply_lora,
+    "qlora": apply_lora,
+    "dora": apply_dora,
+    "qdora": apply_dora,
+    "pissa": apply_offset,
+    "olora": apply_offset,
+    "eva": apply_eva,
+    "loftq": apply_loftq,
+    "vera": apply_vera,
+    "adalora": apply_adalora,
+    "full": apply_weights,
+    "layers": apply_weights,
+    "head": apply_weights,
+}
+
+
+def apply_method(model: nn.Module, spec: AdapterSpec, *, seed: int, given: Given) -> AdaptedModel:
+    """Puts spec.method onto `model`, in place; everything else is frozen. One seed gives one start.
+
+    Raises ConfigError for targets, ranks or parts that the model does not have, TrainError for a model that carries
+    adapters already.
+    """
+    needs = {"eva": {"feed": given.feed}, "loftq": {"original": given.original}}
+    adapted = METHODS[spec.method](model, spec, seed=seed, **needs.get(spec.method, {}))
+    if spec.modules_to_save:
+        train_parts(model, spec.modules_to_save)
+        adapted.extra_weights = True
+    return adapted
