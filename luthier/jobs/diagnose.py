@@ -116,7 +116,7 @@ def _of_stages(project: Project, opened: OpenBase, prepared: Stage, trained: Sta
 
 def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -> Evidence:
     records = MetricsLog(folder / "metrics.jsonl").read()
-    train = project.spec.train
+    train, adapter = project.spec.train, project.spec.adapter
     return Evidence(
         steps=tuple(
             Step(r["step"], r["loss"], r["grad_norm"], r["learning_rate"])
@@ -128,7 +128,7 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
         num_epochs=train.num_epochs,
         learning_rate=train.learning_rate,
         usual_rate=_usual_rate(project, opened),
-        lora_r=project.spec.adapter.lora_r,
+        lora_r=adapter.lora_r if adapter.facts.kind == "low-rank" else None,
         refused=tuple(
             Refused(r["step"], r["why"], tuple(r["row_ids"])) for r in MetricsLog(folder / "skipped.jsonl").read()
         ),
@@ -141,7 +141,7 @@ def _usual_rate(project: Project, opened: OpenBase) -> float | None:
         shapes = read_shapes(opened.base.folder)
     except BaseModelError:  # its config.json names the sizes in other words
         return None
-    return usual_learning_rate(project.spec.adapter.method, shapes.num_parameters)
+    return usual_learning_rate(project.spec.adapter.facts.kind, shapes.num_parameters)
 
 
 def _answers(prepared: Path, samples: Path) -> Answers:

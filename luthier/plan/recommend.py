@@ -50,7 +50,7 @@ def recommend(spec: ProjectSpec, stated: frozenset[str], workload: Workload, sha
     are chosen to suit them. Knobs that adapter.method does not have are left out."""
     practice = read_yaml(FILE)[0]
     facts: dict[str, Any] = {
-        "method": spec.adapter.method,
+        "trains": spec.adapter.facts.kind,
         "rows": workload.num_rows,
         "answer_tokens": workload.num_trained / workload.num_rows,
         "parameters": shapes.num_parameters,
@@ -74,10 +74,10 @@ def recommend(spec: ProjectSpec, stated: frozenset[str], workload: Workload, sha
     return Recommendation(tuple(proposals), advice)
 
 
-def usual_learning_rate(method: str, num_parameters: int) -> float:
-    """What the table proposes for a base of this size."""
+def usual_learning_rate(trains: str, num_parameters: int) -> float:
+    """What the table proposes for a base of this size. trains: the kind of the method (config/adapter_methods.py)."""
     entry = next(one for one in read_yaml(FILE)[0]["knobs"] if one["key"] == "train.learning_rate")
-    facts = {"method": method, "parameters": num_parameters}
+    facts = {"trains": trains, "parameters": num_parameters}
     return next(row["value"] for row in entry["rows"] if _holds(row, facts))
 
 

@@ -84,6 +84,14 @@ def test_what_the_user_states_stays_and_the_rest_suits_it():
     assert found[MICRO].now == 256 and found[WINDOW].value == 2
 
 
+@pytest.mark.parametrize("method", ["full", "layers", "head"])
+def test_methods_without_a_rank_get_none_proposed_and_a_smaller_rate(method):
+    changes = {"top_layers": 2} if method == "layers" else {}
+    found = values(work(700), spec=project(adapter={"method": method, **changes}))
+    assert not [key for key in found if key.startswith("adapter.lora")]
+    assert found["train.learning_rate"] <= values(work(700))["train.learning_rate"] / 10
+
+
 def test_advice_that_no_knob_gives():
     said = [text for text, _ in recommend(project(), frozenset(), work(40), LARGE).advice]
     assert any("under 100" in text for text in said) and any("smaller base" in text for text in said)
