@@ -36,6 +36,12 @@ def _json_metric_has_json(spec: ProjectSpec) -> list[Problem]:
     ]
 
 
+def _regex_metric_has_pattern(spec: ProjectSpec) -> list[Problem]:
+    if "regex" not in {spec.evaluate.metric, *spec.evaluate.metrics} or spec.evaluate.graders.regex.pattern:
+        return []
+    return [("evaluate.graders.regex.pattern", "the metric regex has no pattern", "give one, or choose another metric")]
+
+
 def _best_metric_is_known(spec: ProjectSpec) -> list[Problem]:
     best = spec.train.metric_for_best
     if best == "loss" or best in {spec.evaluate.metric, *spec.evaluate.metrics}:
@@ -53,6 +59,12 @@ def _prompts_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
 
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
-    checks = (_budget_holds_a_row, _json_metric_has_json, _best_metric_is_known, _prompts_have_dev_rows)
-    checks += (adapter_problems,)
+    checks = (
+        _budget_holds_a_row,
+        _json_metric_has_json,
+        _regex_metric_has_pattern,
+        _best_metric_is_known,
+        _prompts_have_dev_rows,
+        adapter_problems,
+    )
     return [problem for check in checks for problem in check(spec)]

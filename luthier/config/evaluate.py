@@ -5,9 +5,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from luthier.config.base import Spec
+from luthier.config.graders import GradersSpec
 
 Metric = Literal[
-    "exact_match", "token_f1", "accuracy", "macro_f1", "json_exact", "json_field_accuracy", "rouge_l", "bleu"
+    "exact_match",
+    "token_f1",
+    "accuracy",
+    "macro_f1",
+    "json_exact",
+    "json_field_accuracy",
+    "json_valid",
+    "rouge_l",
+    "bleu",
+    "numeric",
+    "regex",
+    "unit_tests",
 ]
 
 
@@ -68,6 +80,7 @@ class EvaluateSpec(Spec):
     """Fewer test rows than this are inconclusive whatever they say."""
     prompt: PromptSearchSpec = PromptSearchSpec()
     gates: GatesSpec = GatesSpec()
+    graders: GradersSpec = GradersSpec()
     require: Literal["tune", "prompt", "any"] | None = None
     """Map allowed verdicts to exit code 0 for CI: tune = only a shipped tune, prompt = also a prompt, any = every
     verdict."""

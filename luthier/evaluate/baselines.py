@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy import optimize, sparse
 
 from luthier.evaluate.cases import Case
+from luthier.graders.grader import Task
 from luthier.graders.json_fields import parse_strict
 from luthier.graders.registry import figure
 
@@ -44,10 +44,9 @@ def trivial_baselines(
     dev: Sequence[Case],
     test: Sequence[Case],
     metric: str,
-    *,
-    schema: dict[str, Any] | None = None,
+    tasks: Sequence[Task] | None = None,
 ) -> list[Baseline]:
-    """Both baselines on `test`; nothing when there is no training row. Deterministic."""
+    """Both baselines on `test` (`tasks`: of its cases); nothing when there is no training row. Deterministic."""
     if not train or not test:
         return []
     used = sorted(train, key=lambda case: hashlib.sha256(case.id.encode()).hexdigest())[:MAX_TRAIN]
@@ -71,23 +70,28 @@ def trivial_baselines(
         hits = [sum(map(str.__eq__, model.predict(x_dev), target)) if target else 0 for model in models]
         learned[name] = models[int(np.argmax(hits)) if target else -1].predict(x_test)
     return [
-        _graded("most frequent answer", common, names, test, metric, schema),
-        _graded("TF-IDF + logistic regression", learned, names, test, metric, schema),
+        _graded("most frequent answer", common, names, test, metric, tasks),
+        _graded("TF-IDF + logistic regression", learned, names, test, metric, tasks),
     ]
 
 
 def _graded(
-    title: str, columns: dict[str, list[str]], names: list[str], test: Sequence[Case], metric: str, schema: Any
+    title: str,
+    columns: dict[str, list[str]],
+    names: list[str],
+    test: Sequence[Case],
+    metric: str,
+    tasks: Sequence[Task] | None,
 ) -> Baseline:
     references = [case.reference for case in test]
     if not names:
-        return Baseline(title, figure(metric, columns[""], references, schema=schema), {})
+        return Baseline(title, figure(metric, columns[""], references, tasks), {})
     answers = ["{" + ", ".join(f"{json.dumps(n)}: {columns[n][i]}" for n in names) + "}" for i in range(len(test))]
     truth = _columns(references) or {}
     accuracy = {
         n: float(np.mean([a == b for a, b in zip(columns[n], truth[n], strict=True)])) for n in names if n in truth
     }
-    return Baseline(title, figure(metric, answers, references, schema=schema), accuracy)
+    return Baseline(title, figure(metric, answers, references, tasks), accuracy)
 
 
 def _columns(references: Sequence[str]) -> dict[str, list[str]] | None:

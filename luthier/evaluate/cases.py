@@ -8,22 +8,28 @@ arms differ only by what `arms.py` adds, and the base model is never blamed for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.chat.schema_prompt import with_schema
+from luthier.config.evaluate import EvaluateSpec
 from luthier.errors import EvaluateError
+from luthier.graders.grader import Task
 from luthier.types import Message, Row
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question with its reference answer ('' for unlabelled prompts). `group` is the cluster of the statistics."""
+    """One question with its reference answer ('' for unlabelled prompts). `group` is the cluster of the statistics.
+
+    columns: the row's other columns, for metrics that read them.
+    """
 
     id: str
     group: str
     prompt: tuple[Message, ...]
     reference: str
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def question(self) -> str:
@@ -49,5 +55,10 @@ def cases_from_rows(rows: Sequence[Row], schema: dict[str, Any] | None = None, *
             )
         seen.add(row.id)
         prompt = with_schema(row.prompt, schema) if schema else tuple(row.prompt)
-        cases.append(Case(row.id, row.group or row.id, prompt, row.answer if labelled else ""))
+        cases.append(Case(row.id, row.group or row.id, prompt, row.answer if labelled else "", row.columns))
     return cases
+
+
+def tasks_of(cases: Sequence[Case], spec: EvaluateSpec, schema: dict[str, Any] | None) -> list[Task]:
+    """What graders are told about each case besides its reference answer."""
+    return [Task(schema, case.columns, spec.graders) for case in cases]

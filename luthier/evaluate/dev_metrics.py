@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.config.evaluate import EvaluateSpec
-from luthier.evaluate.cases import Case
+from luthier.evaluate.cases import Case, tasks_of
 from luthier.graders.registry import grader
 from luthier.types import Sampler
 
@@ -16,9 +16,9 @@ def dev_metrics(
 ) -> dict[str, float]:
     """metric name -> figure over `cases`, answered greedily with the cases' own prompts."""
     answers = sampler.sample([case.prompt for case in cases], max_new_tokens=spec.max_new_tokens)
-    figures = {}
+    texts, references = [answer.text for answer in answers], [case.reference for case in cases]
+    tasks, figures = tasks_of(cases, spec, schema), {}
     for name in dict.fromkeys((spec.metric, *spec.metrics)):
         metric = grader(name)
-        items = [metric.grade(a.text, case.reference, schema) for a, case in zip(answers, cases, strict=True)]
-        figures[name] = metric.figure(items)
+        figures[name] = metric.figure(metric.items(texts, references, tasks))
     return figures

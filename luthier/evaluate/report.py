@@ -91,7 +91,7 @@ def parts(verdict: Verdict, samples: Samples) -> list[Part]:
     """Every section after the first screen, in order; those with nothing to say are left out."""
     made = [
         _goal(verdict),
-        Part("What was measured", (_metric_table(verdict, samples), *_perplexity_words(samples), _constrained())),
+        Part("What was measured", (_metric_table(verdict, samples), *_perplexity_words(samples), *_measured(samples))),
         _fields(samples),
         _baselines(verdict),
         _prompts(verdict),
@@ -164,11 +164,13 @@ def _perplexity_words(samples: Samples) -> list[str]:
     return [f"Perplexity per token of {seen['num_rows']} reference answers: {figures}."]
 
 
-def _constrained() -> str:
-    return (
+def _measured(samples: Samples) -> list[str]:
+    raw = (
         "All answers are raw text without repair. Constrained decoding was not run: it would make every answer valid "
         "by construction and hide a broken tune."
     )
+    environments = samples.header.get("environments", {})
+    return [raw, *(f"{name} ran generated code in the sandbox, behind: {tier}." for name, tier in environments.items())]
 
 
 def field_accuracy(samples: Samples) -> dict[str, dict[str, float]]:

@@ -17,7 +17,7 @@ from luthier.config.evaluate import EvaluateSpec
 from luthier.errors import EvaluateError
 from luthier.evaluate.arms import PromptVariant, build_prompt, prompt_digest
 from luthier.evaluate.baselines import trivial_baselines
-from luthier.evaluate.cases import Case
+from luthier.evaluate.cases import Case, tasks_of
 from luthier.evaluate.junit import junit
 from luthier.evaluate.ledger import record_look, test_set_digest
 from luthier.evaluate.perplexity import Document, general_texts, score_documents
@@ -147,8 +147,19 @@ def refuse_references(spec: EvaluateSpec, cases: CaseSets, schema: dict[str, Any
                 f"the reference answer of row {case.id[:12]} does not fit data.json_schema: {why}",
                 hint="correct the schema or the row: no model can be right about both",
             )
-        for name in (spec.metric, *spec.metrics):
-            grader(name).grade(case.reference, case.reference, schema)
+    checked = [*cases.test, *cases.dev]
+    references, tasks = [case.reference for case in checked], tasks_of(checked, spec, schema)
+    for name in dict.fromkeys((spec.metric, *spec.metrics)):
+        metric = grader(name)
+        if metric.problems is None:
+            metric.items(references, references, tasks)
+            continue
+        for case, why in zip(checked, metric.problems(references, tasks), strict=True):
+            if why:
+                raise EvaluateError(
+                    f"the reference answer of row {case.id[:12]} cannot be graded by {name}: {why}",
+                    hint="correct the row: no model can be judged by it",
+                )
 
 
 def _prompt_may_ship(verdict: Verdict) -> bool:
@@ -203,7 +214,10 @@ def _ask(
     )
     if len(completions) != len(cases):
         raise EvaluateError(f"the {arm} sampler gave {len(completions)} answers to {len(cases)} prompts")
-    metrics = [grader(name) for name in dict.fromkeys((spec.metric, *spec.metrics))] if split == "test" else []
+    names = dict.fromkeys((spec.metric, *spec.metrics)) if split == "test" else ()
+    texts, references = [completion.text for completion in completions], [case.reference for case in cases]
+    tasks = tasks_of(cases, spec, schema)
+    items = {name: grader(name).items(texts, references, tasks) for name in names}
     return [
         Sample(
             arm=arm,
@@ -214,10 +228,10 @@ def _ask(
             answer=completion.text,
             reference=case.reference,
             finish=completion.finish,
-            scores={metric.name: metric.grade(completion.text, case.reference, schema) for metric in metrics},
+            scores={name: items[name][place] for name in names},
             problem=problem(completion.text, schema) if schema is not None else None,
         )
-        for case, prompt, completion in zip(cases, prompts, completions, strict=True)
+        for place, (case, prompt, completion) in enumerate(zip(cases, prompts, completions, strict=True))
     ]
 
 
@@ -261,7 +275,9 @@ def _header(
         }
         for arm, variant in variants.items()
     ]
-    baselines = trivial_baselines(cases.train, cases.dev, cases.test, spec.metric, schema=context.schema)
+    tasks = tasks_of(cases.test, spec, context.schema)
+    baselines = trivial_baselines(cases.train, cases.dev, cases.test, spec.metric, tasks)
+    places = [(name, grader(name).environment) for name in dict.fromkeys((spec.metric, *spec.metrics))]
     shown = build_prompt(cases.test[0], found.winner, found.examples)
     return {
         "policy": policy.as_json(),
@@ -284,6 +300,7 @@ def _header(
         ],
         "winning_prompt": [dict(message) for message in shown],
         "examples": [case.id for case in found.examples],
+        "environments": {name: place(tasks[0]) for name, place in places if place},
         "baselines": [asdict(baseline) for baseline in baselines],
         "answer_perplexity": {
             "num_rows": min(len(cases.test), PERPLEXITY_ROWS),

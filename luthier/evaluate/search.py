@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.config.evaluate import EvaluateSpec
 from luthier.evaluate.arms import PromptVariant, build_prompt, draw_examples
-from luthier.evaluate.cases import Case
+from luthier.evaluate.cases import Case, tasks_of
 from luthier.graders.grader import Item
 from luthier.graders.registry import grader
 from luthier.types import Progress, Sampler
@@ -68,7 +68,8 @@ def search_prompts(
         answers = sampler.sample(
             prompts, max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, seed=spec.seed
         )
-        scored = [metric.grade(a.text, case.reference, schema) for a, case in zip(answers, cases, strict=True)]
+        references, tasks = [case.reference for case in cases], tasks_of(cases, spec, schema)
+        scored = metric.items([answer.text for answer in answers], references, tasks)
         items.setdefault(variant, []).extend(scored)
         done += len(cases)
         if progress:

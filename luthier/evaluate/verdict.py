@@ -65,6 +65,7 @@ class Verdict:
             "arms": self.header.get("arms", []),
             "data": self.header.get("data", {}),
             "inputs": self.header.get("inputs", {}),
+            "environments": self.header.get("environments", {}),
             "gates": [gate.as_json() for gate in self.gates],
             "prompt_gates": [gate.as_json() for gate in self.prompt_gates],
             "not_run": self.not_run,

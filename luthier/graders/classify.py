@@ -7,9 +7,10 @@ that the references contain; an answer outside them lowers the recall of the tru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from luthier.graders.grader import Task
 
 
 def label_of(text: str) -> str:
@@ -17,12 +18,12 @@ def label_of(text: str) -> str:
     return text.strip().strip(".").strip().casefold()
 
 
-def accuracy(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
+def accuracy(answer: str, reference: str, task: Task | None = None) -> float:
     """1.0 when the labels agree."""
     return float(label_of(answer) == label_of(reference))
 
 
-def label_pair(answer: str, reference: str, schema: dict[str, Any] | None = None) -> list:
+def label_pair(answer: str, reference: str, task: Task | None = None) -> list:
     """[given label, true label]: an item of macro-F1."""
     return [label_of(answer), label_of(reference)]
 

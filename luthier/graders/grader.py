@@ -8,13 +8,25 @@ maps summed statistics (..., K) to figures (...) in [0, 1]. That form lets boots
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from luthier.config.graders import GradersSpec
+
 Item = float | list
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an answer is held against besides the reference answer. schema: of JSON answers. columns: the row's other
+    columns. options: the section evaluate.graders."""
+
+    schema: dict[str, Any] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    options: GradersSpec = field(default_factory=GradersSpec)
 
 
 def numbers_of(items: Sequence[Item]) -> list[float]:
@@ -39,14 +51,27 @@ def _is_finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Grader:
-    """`grade(answer, reference, schema)` -> item. `stats`/`score` only for kind "corpus"."""
+    """`grade(answer, reference, task)` -> item. `stats`/`score` only for kind "corpus".
+
+    grade_all: the same for many answers, where that is faster. problems: (references, tasks) -> per row why its
+    reference answer cannot serve, or ''. environment: where the grading happens, when the report must say so.
+    """
 
     name: str
     kind: Literal["binary", "graded", "corpus"]
-    grade: Callable[[str, str, dict[str, Any] | None], Item]
+    grade: Callable[[str, str, Task], Item]
     higher_is_better: bool = True
     stats: Callable[[Sequence[list]], np.ndarray] | None = None
     score: Callable[[np.ndarray], np.ndarray] | None = None
+    grade_all: Callable[[Sequence[str], Sequence[str], Sequence[Task]], Sequence[Item]] | None = None
+    problems: Callable[[Sequence[str], Sequence[Task]], Sequence[str]] | None = None
+    environment: Callable[[Task], str] | None = None
+
+    def items(self, answers: Sequence[str], references: Sequence[str], tasks: Sequence[Task]) -> list[Item]:
+        """One item an answer, in order."""
+        if self.grade_all is not None:
+            return list(self.grade_all(answers, references, tasks))
+        return [self.grade(*triple) for triple in zip(answers, references, tasks, strict=True)]
 
     def fits(self, item: Any) -> TypeGuard[Item]:
         """Is `item` (from a file, say) a whole item of this metric: a finite number, or a list of numbers and texts?"""

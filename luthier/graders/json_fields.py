@@ -16,6 +16,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from luthier.errors import EvaluateError
+from luthier.graders.grader import Task
 
 
 def parse_strict(text: str) -> Any:
@@ -107,15 +108,20 @@ def _reference(reference: str) -> dict[str, Any]:
     return value
 
 
-def json_exact(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
+def json_exact(answer: str, reference: str, task: Task | None = None) -> float:
     """1.0 when the answer parses, satisfies the schema (if given) and equals the reference object in every field."""
     expected = _reference(reference)
-    if problem(answer, schema):
+    if problem(answer, (task or Task()).schema):
         return 0.0
     return float(same_json(parse_strict(answer), expected))
 
 
-def json_field_accuracy(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
+def json_valid(answer: str, reference: str, task: Task | None = None) -> float:
+    """1.0 when the answer is strict JSON that satisfies the schema (if given), whatever it says."""
+    return float(not problem(answer, (task or Task()).schema))
+
+
+def json_field_accuracy(answer: str, reference: str, task: Task | None = None) -> float:
     """Share of the reference's fields that the answer has right; 0.0 when it does not parse."""
     hits = field_hits(answer, reference)
     return sum(hits.values()) / len(hits)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from luthier.errors import EvaluateError
 from luthier.graders.classify import accuracy, label_pair, label_stats, macro_f1
 from luthier.graders.exact import exact_match
-from luthier.graders.grader import Grader, Item
-from luthier.graders.json_fields import json_exact, json_field_accuracy
+from luthier.graders.grader import Grader, Item, Task
+from luthier.graders.json_fields import json_exact, json_field_accuracy, json_valid
+from luthier.graders.numeric import numeric
+from luthier.graders.regex import regex, regex_problems
 from luthier.graders.text_overlap import bleu, bleu_counts, bleu_stats, rouge_l
 from luthier.graders.token_f1 import token_f1
+from luthier.graders.unit_tests import tier_of, unit_tests, unit_tests_all, unit_tests_problems
 
 GRADERS = {
     grader.name: grader
@@ -22,8 +24,19 @@ GRADERS = {
         Grader("macro_f1", "corpus", label_pair, stats=label_stats, score=macro_f1),
         Grader("json_exact", "binary", json_exact),
         Grader("json_field_accuracy", "graded", json_field_accuracy),
+        Grader("json_valid", "binary", json_valid),
         Grader("rouge_l", "graded", rouge_l),
         Grader("bleu", "corpus", bleu_counts, stats=bleu_stats, score=bleu),
+        Grader("numeric", "binary", numeric),
+        Grader("regex", "binary", regex, problems=regex_problems),
+        Grader(
+            "unit_tests",
+            "binary",
+            unit_tests,
+            grade_all=unit_tests_all,
+            problems=unit_tests_problems,
+            environment=tier_of,
+        ),
     )
 }
 
@@ -35,14 +48,12 @@ def grader(name: str) -> Grader:
     return GRADERS[name]
 
 
-def grade(name: str, answer: str, reference: str, *, schema: dict[str, Any] | None = None) -> Item:
+def grade(name: str, answer: str, reference: str, task: Task | None = None) -> Item:
     """One item's score: a float in [0, 1], or a list of statistics for corpus metrics."""
-    return grader(name).grade(answer, reference, schema)
+    return grader(name).grade(answer, reference, task or Task())
 
 
-def figure(
-    name: str, answers: Sequence[str], references: Sequence[str], *, schema: dict[str, Any] | None = None
-) -> float:
+def figure(name: str, answers: Sequence[str], references: Sequence[str], tasks: Sequence[Task] | None = None) -> float:
     """A metric over a whole set of answers, in [0, 1]; what `on_eval` reports during training."""
     chosen = grader(name)
-    return chosen.figure([chosen.grade(a, r, schema) for a, r in zip(answers, references, strict=True)])
+    return chosen.figure(chosen.items(answers, references, tasks or [Task()] * len(answers)))

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
+from luthier.graders.grader import Task
+
 _BLEU = BLEU(effective_order=True)
 _CORPUS = BLEU()
 ORDER = 4
@@ -25,12 +27,12 @@ def _rouge() -> Any:
     return importlib.import_module("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def rouge_l(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
+def rouge_l(answer: str, reference: str, task: Task | None = None) -> float:
     """F-measure of the longest common subsequence of (stemmed) words."""
     return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
 
 
-def bleu_counts(answer: str, reference: str, schema: dict[str, Any] | None = None) -> list:
+def bleu_counts(answer: str, reference: str, task: Task | None = None) -> list:
     """[answer length, reference length, 4 matched and 4 possible n-gram counts]: an item of BLEU."""
     score = _BLEU.sentence_score(answer, [reference])
     return [int(score.sys_len), int(score.ref_len), *map(int, score.counts), *map(int, score.totals)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from typing import Any
+
+from luthier.graders.grader import Task
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -16,7 +17,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def token_f1(answer: str, reference: str, schema: dict[str, Any] | None = None) -> float:
+def token_f1(answer: str, reference: str, task: Task | None = None) -> float:
     """F1 of the two bags of normalised words; two empty answers agree (1.0)."""
     left, right = normalise(answer).split(), normalise(reference).split()
     if not left or not right:

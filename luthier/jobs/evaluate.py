@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from luthier.config.load import Project
 from luthier.data.stored import read_rows
 from luthier.errors import ConfigError, EvaluateError
 from luthier.evaluate.cases import cases_from_rows
-from luthier.evaluate.run import CaseSets, Context, Subject
+from luthier.evaluate.run import CaseSets, Context, Subject, refuse_references
 from luthier.evaluate.run import evaluate as evaluate_arms
 from luthier.evaluate.verdict import Verdict
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
 from luthier.jobs.pins import pin_all
-from luthier.jobs.prepare import prepare_stage, schema_of
+from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.sections import report_sections
 from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import train_stage
@@ -51,7 +52,7 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     tune = None if adapter is None and model is None else _tune_of_folder(adapter, model)
     opened = open_base(project)
     prepared = prepare_stage(project, opened)
-    check_judgeable(prepared)
+    check_judgeable(project, prepared)
     if tune is None:
         trained = train_stage(project, opened, prepared)
         built = build_stage(project, opened, prepared, trained)
@@ -63,10 +64,14 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     return int(verdict["exit_code"])
 
 
-def check_judgeable(prepared: Stage) -> None:
-    """Raises EvaluateError, before any training, when the test split holds nothing that a model could be asked."""
+def check_judgeable(project: Project, prepared: Stage) -> None:
+    """Raises EvaluateError, before any training, when the test split holds nothing that a model could be asked, or
+    references that a metric cannot grade."""
     rows = read_rows(prepared.folder, "test")
     if rows and all(row.prompt for row in rows):
+        schema = schema_of(project)
+        test, dev = (cases_from_rows(part, schema) for part in (rows, read_rows(prepared.folder, "dev")))
+        refuse_references(evaluate_spec(project), CaseSets(test, dev), schema)
         return
     found = "the test split holds plain text without answers" if rows else "the test split holds no row"
     raise EvaluateError(
@@ -107,6 +112,7 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
         "base": opened.base.digest,
         "tuned": tune.digest,
         "prepared": prepared.digest,
+        "modules": {os.path.relpath(p, project.folder): digest_file(p) for p in _module_files(project)},
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -117,6 +123,12 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
     pins, parents = pin_all(project, opened, prepared), {"prepared": prepared}
     parents |= {"tuned": tune.stage} if tune.stage else {}
     return run_stage(project, "evaluate", VERSION, inputs, make, pins=pins, parents=parents)
+
+
+def _module_files(project: Project) -> list[Path]:
+    """Python files that answers may import (evaluate.graders.unit_tests.modules): a change asks for a new verdict."""
+    names = project.spec.evaluate.graders.unit_tests.modules
+    return [path for name in names for path in sorted((project.folder / name).rglob("*.py"))]
 
 
 def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, folder: Path) -> Verdict:
@@ -136,7 +148,7 @@ def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, fold
     )
     with console.stage_bars() as stages:
         return evaluate_arms(
-            spec.evaluate,
+            evaluate_spec(project),
             Subject(base, base, opened.base.digest),
             Subject(tuned, tuned, tune.digest),
             CaseSets(**cases),

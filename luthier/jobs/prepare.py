@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luthier.config.evaluate import EvaluateSpec
 from luthier.config.load import Project
 from luthier.data.answers import load_schema
 from luthier.data.prepare import prepare as prepare_data
 from luthier.data.prepare import read_summary
 from luthier.data.sources import find_sources
+from luthier.errors import ConfigError
 from luthier.jobs import console
 from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.pins import pin_data
@@ -58,6 +60,21 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True, pins=pins, parents={})
     _tell(stage, read_summary(stage.folder))
     return stage
+
+
+def evaluate_spec(project: Project) -> EvaluateSpec:
+    """The section evaluate with the module folders of unit tests as paths that hold anywhere; ConfigError if absent."""
+    spec = project.spec.evaluate
+    tests = spec.graders.unit_tests
+    folders = [project.folder / name for name in tests.modules]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"evaluate.graders.unit_tests.modules: {folder} is not a folder",
+                hint="give folders that hold Python modules, relative to the project file",
+            )
+    found = tests.model_copy(update={"modules": tuple(str(folder.resolve()) for folder in folders)})
+    return spec.model_copy(update={"graders": spec.graders.model_copy(update={"unit_tests": found})})
 
 
 def schema_of(project: Project) -> dict[str, Any] | None:

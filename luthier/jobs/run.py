@@ -29,7 +29,7 @@ def run(project: Project, *, profile: int = 0, began: float | None = None) -> in
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")
 
     prepared = prepare_stage(project, opened)
-    check_judgeable(prepared)
+    check_judgeable(project, prepared)
     trained = train_stage(project, opened, prepared, profile=profile, began=began)
     built = build_stage(project, opened, prepared, trained)
     judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))

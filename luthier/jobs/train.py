@@ -32,7 +32,7 @@ from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
-from luthier.jobs.prepare import prepare_stage, schema_of
+from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_profile
 from luthier.jobs.sharing import choose_batches
 from luthier.jobs.stage import Stage, run_stage, stage_folder
@@ -250,9 +250,9 @@ def _task_metrics_on_dev(project: Project, prepared: Stage) -> Callable[[int, An
     num_rows = project.spec.train.eval_task_rows
     if not num_rows:
         return None
-    schema = schema_of(project)
+    schema, spec = schema_of(project), evaluate_spec(project)
     cases = cases_from_rows(read_rows(prepared.folder, "dev")[:num_rows], schema)
-    return lambda step, sampler: dev_metrics(sampler, cases, project.spec.evaluate, schema)
+    return lambda step, sampler: dev_metrics(sampler, cases, spec, schema)
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import pytest
 import sacrebleu
 
 from luthier.config.evaluate import Metric
+from luthier.config.graders import GradersSpec, NumericSpec, RegexSpec, UnitTestsSpec
 from luthier.errors import EvaluateError
 from luthier.graders.exact import exact_match
+from luthier.graders.grader import Task
 from luthier.graders.json_fields import field_hits, parse_strict, problem, same_json
 from luthier.graders.registry import GRADERS, figure, grade, grader
 
@@ -28,16 +30,25 @@ MATRIX = {  # name: (perfect answer, wrong answer, reference)
     "json_field_accuracy": (GOLD, "{}", GOLD),
     "rouge_l": ("the cat sat", "xylophone", "The cat sat."),
     "bleu": ("the cat sat on the mat", "nothing alike at all here", "the cat sat on the mat"),
+    "json_valid": (GOLD, GOLD + " done", "anything"),
+    "numeric": ("so 3 x 14 is\n#### 42", "42 x 2 = 84", "#### 42"),
+    "regex": ("I am sure. Answer: B", "Answer: C", "Answer: B"),
+    "unit_tests": ("Here:\n```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return 3", "add"),
+}
+TASKS = {
+    "regex": Task(options=GradersSpec(regex=RegexSpec(pattern=r"Answer: (\w)"))),
+    "unit_tests": Task(columns={"tests": ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]}),
 }
 
 
 @pytest.mark.parametrize("name", GRADERS)
 def test_perfect_is_one_and_wrong_is_zero(name):
     perfect, wrong, reference = MATRIX[name]
-    assert figure(name, [perfect] * 3, [reference] * 3) == pytest.approx(1.0)
-    assert figure(name, [wrong] * 3, [reference] * 3) == pytest.approx(0.0, abs=0.06)
-    assert figure(name, [""] * 3, [reference] * 3) == pytest.approx(0.0)
-    json.dumps(grade(name, perfect, reference), allow_nan=False)
+    task = TASKS.get(name, Task())
+    assert figure(name, [perfect] * 3, [reference] * 3, [task] * 3) == pytest.approx(1.0)
+    assert figure(name, [wrong] * 3, [reference] * 3, [task] * 3) == pytest.approx(0.0, abs=0.06)
+    assert figure(name, [""] * 3, [reference] * 3, [task] * 3) == pytest.approx(0.0)
+    json.dumps(grade(name, perfect, reference, task), allow_nan=False)
 
 
 def test_registry_and_config_name_the_same_metrics():
@@ -77,10 +88,10 @@ def test_strict_parse_refuses(text):
 
 
 def test_schema_validity_and_joint_match():
-    assert problem(GOLD, SCHEMA) == "" and grade("json_exact", GOLD, GOLD, schema=SCHEMA) == 1.0
+    assert problem(GOLD, SCHEMA) == "" and grade("json_exact", GOLD, GOLD, Task(SCHEMA)) == 1.0
     assert "urgency" in problem('{"topic": "billing", "urgency": "2"}', SCHEMA)
     assert "topic" in problem('{"topic": "refund", "urgency": 2}', SCHEMA)
-    assert grade("json_exact", '{"topic": "usage", "urgency": 2}', GOLD, schema=SCHEMA) == 0.0
+    assert grade("json_exact", '{"topic": "usage", "urgency": 2}', GOLD, Task(SCHEMA)) == 0.0
     with pytest.raises(EvaluateError, match="not valid"):
         problem(GOLD, {"type": 12})
 
