@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import numbers
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from luthier.graders.grader import Task
@@ -38,7 +40,7 @@ class RewardError:
     answer: str
 
 
-def _work(connection: Connection, function: RewardFunction) -> None:
+def _work(connection: Connection[Any, Any], function: RewardFunction) -> None:
     while True:
         try:
             answer, reference, task = connection.recv()
@@ -66,20 +68,25 @@ class GuardedReward:
 
     def __init__(self, function: RewardFunction, *, time_limit_s: float = 10.0) -> None:
         self._function, self._time_limit_s = function, time_limit_s
-        self._process: Any = None
+        self._child: int | None = None
+        self._owner = 0
         self.errors: list[RewardError] = []
         self.num_errors = 0
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("fork")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._function), daemon=True)
-        self._process.start()
+        self._connection, theirs = Pipe()
+        self._owner, self._child = os.getpid(), os.fork()
+        if self._child == 0:
+            try:
+                self._connection.close()
+                _work(theirs, self._function)
+            finally:
+                os._exit(0)
         theirs.close()
 
     def __call__(self, answer: str, reference: str = "", task: Task | None = None) -> Reward:
         """The reward of one answer. Never raises for what the function does."""
-        if self._process is None or not self._process.is_alive():
+        if self._child is None or self._owner != os.getpid():  # the child of a process that forked us is not ours
             self._start()
         try:
             self._connection.send((answer, reference, task or Task()))
@@ -99,11 +106,14 @@ class GuardedReward:
 
     def close(self) -> int | None:
         """Ends its process (the next call starts another) and returns the exit code."""
-        process, self._process = self._process, None
-        if process is None:
+        child, self._child = self._child, None
+        if child is None or self._owner != os.getpid():
             return None
-        process.join(0.2 if self._connection.poll(0) else 0)  # readable without an answer: it is ending by itself
-        process.kill()
-        process.join()
         self._connection.close()
-        return process.exitcode
+        for _ in range(20):  # it may be ending by itself
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,18 +1,27 @@
 """Graders against independent references and hand-made traps. One row a metric in MATRIX: a new grader adds its row."""
 
 import json
+import math
+import os
+import re
+import time
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import sacrebleu
+from pydantic import ValidationError
 
 from luthier.config.evaluate import Metric
 from luthier.config.graders import GradersSpec, NumericSpec, RegexSpec, UnitTestsSpec
 from luthier.errors import EvaluateError
 from luthier.graders.exact import exact_match
 from luthier.graders.grader import Task
+from luthier.graders.guard import GuardedReward
 from luthier.graders.json_fields import field_hits, parse_strict, problem, same_json
+from luthier.graders.numeric import final_number
 from luthier.graders.registry import GRADERS, figure, grade, grader
+from luthier.graders.unit_tests import code_in
 
 GOLD = '{"topic": "billing", "urgency": 2}'
 SCHEMA = {
@@ -137,3 +146,165 @@ def test_bleu_equals_sacrebleu():
     assert figure("bleu", answers, references) == pytest.approx(
         sacrebleu.corpus_bleu(answers, [references]).score / 100
     )
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("It is 18.", "18"),
+        ("first 5, then 7\n#### 1,234.50 dollars, not 9", "1234.50"),
+        ("#### -3", "-3"),
+        (r"so \boxed{2} or rather \boxed{ 0.5 } of 9", "0.5"),
+        ("$1,000,000 (3-4%)", "4"),
+        ("a \u22127 b", "-7"),
+        ("1.5e3 is large", "1500"),
+        (".25", "0.25"),
+        ("v2 and x18", None),
+        ("####", None),
+        ("", None),
+    ],
+)
+def test_the_final_number(text, number):
+    assert final_number(text) == (None if number is None else Decimal(number))
+
+
+def test_numbers_agree_within_the_tolerance():
+    def right(answer, reference, **options):
+        return grade("numeric", answer, reference, Task(options=GradersSpec(numeric=NumericSpec(**options))))
+
+    assert right("42.0", "#### 42") == 1.0 and right("42.1", "#### 42") == 0.0
+    assert right("42.1", "42", tolerance=0.1) == 1.0 and right("42.11", "42", tolerance=0.1) == 0.0
+    assert right("990", "1000", relative_tolerance=0.01) == 1.0 and right("989", "1000", relative_tolerance=0.01) == 0.0
+    assert right("no idea", "42", tolerance=100) == 0.0 and right("0.30", "0.3") == 1.0
+    with pytest.raises(EvaluateError, match="holds no number"):
+        right("42", "forty-two")
+
+
+# patterns
+
+
+def of_pattern(pattern, timeout_s=2.0):
+    return Task(options=GradersSpec(regex=RegexSpec(pattern=pattern, timeout_s=timeout_s)))
+
+
+def test_patterns_with_and_without_a_group():
+    assert grade("regex", "<think>x</think> 4", "", of_pattern(r"^<think>.*?</think>")) == 1.0
+    assert grade("regex", "4", "", of_pattern(r"^<think>.*?</think>")) == 0.0
+    last = of_pattern(r"answer is (\w+)")
+    assert grade("regex", "the answer is a ... the answer is b", "answer is b", last) == 1.0
+    assert grade("regex", "the answer is b ... the answer is a", "answer is b", last) == 0.0
+    assert GRADERS["regex"].problems(["answer is b", "b"], [last, last])[0] == ""
+    assert "does not match" in GRADERS["regex"].problems(["answer is b", "b"], [last, last])[1]
+    with pytest.raises(EvaluateError, match="no pattern"):
+        grade("regex", "a", "a")
+    with pytest.raises(ValidationError, match="not a regular expression"):
+        RegexSpec(pattern="(")
+
+
+def test_a_pattern_that_searches_for_ever_costs_one_answer():
+    slow = of_pattern(r"^(a+)+$", timeout_s=0.3)
+    started = time.monotonic()
+    answers = ["a" * 40 + "!", "aaa"]
+    assert GRADERS["regex"].items(answers, ["aaa"] * 2, [slow] * 2) == [0.0, 1.0]
+    assert time.monotonic() - started < 5
+
+
+# rewards behind a guard
+
+
+def _odd_reward(answer, reference, task):
+    if answer == "hang":
+        return sum(1 for _ in iter(int, 1))
+    if answer == "hang in C":
+        return re.match(r"^(a+)+$", "a" * 64 + "!")
+    if answer == "leave":
+        os._exit(3)
+    if answer == "exit":
+        raise SystemExit(0)
+    return {"nan": math.nan, "inf": -math.inf, "none": None, "text": "1", "true": True, "numpy": np.float32(0.5)}.get(
+        answer, len(answer) / 0 if answer == "raise" else float(len(answer))
+    )
+
+
+def test_a_reward_that_raises_hangs_or_gives_no_number_costs_one_sample():
+    guarded = GuardedReward(_odd_reward, time_limit_s=0.3)
+    expected = {
+        "abc": 3.0,
+        "raise": "ZeroDivisionError",
+        "nan": "it gave nan",
+        "inf": "it gave -inf",
+        "none": "a NoneType, not a number",
+        "text": "a str, not a number",
+        "hang": "no answer within 0.3 s",
+        "ab": 2.0,
+        "hang in C": "no answer within 0.3 s",
+        "leave": "exit code 3",
+        "exit": "SystemExit",
+        "true": 1.0,
+        "numpy": 0.5,
+    }
+    for answer, wanted in expected.items():
+        reward = guarded(answer)
+        if isinstance(wanted, float):
+            assert reward.value == wanted and reward.error == "", answer
+        else:
+            assert reward.value is None and wanted in reward.error, (answer, reward)
+    assert guarded.num_errors == len(guarded.errors) == 9 and guarded.errors[0].answer == "raise"
+    guarded.close()
+
+
+@pytest.mark.parametrize("name", [name for name, metric in GRADERS.items() if metric.kind != "corpus"])
+def test_every_grader_is_a_reward_function(name):
+    perfect, wrong, reference = MATRIX[name]
+    guarded = GuardedReward(GRADERS[name].grade)
+    task = TASKS.get(name, Task())
+    assert guarded(perfect, reference, task).value == 1.0 and guarded(wrong, reference, task).value < 0.1
+    guarded.close()
+
+
+# code
+
+
+@pytest.mark.parametrize(
+    "answer, code",
+    [
+        ("x = 1", "x = 1"),
+        ("Sure!\n```python\nx = 1\n```\nDone.", "x = 1\n"),
+        ("```py\na\n```\nthen\n```python\nlonger\n```\n```bash\nmuch longer than both\n```", "longer\n"),
+        ("```\nx = 1\n```", "x = 1\n"),
+        ("```json\n{}\n```", "```json\n{}\n```"),
+        ("```python\nx = 1\ny = ", "x = 1\ny = "),
+        ("  ~~~Python title=a\n  x\n  ~~~", "  x\n"),
+    ],
+)
+def test_the_code_of_an_answer(answer, code):
+    assert code_in(answer) == code
+
+
+def test_tests_that_prove_nothing_are_found_before_any_model_is_asked():
+    tasks = [
+        Task(columns={"tests": "assert add(1, 2) == 3"}),
+        Task(columns={"tests": "assert add(1, 2) == 4"}),
+        Task(columns={"tests": "assert True"}),
+        Task(columns={"tests": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add"}),
+    ]
+    right, wrong, empty, humaneval = GRADERS["unit_tests"].problems(["def add(a, b): return a + b"] * 4, tasks)
+    assert right == humaneval == "" and "fails its own tests (failed: tests:1: assert add(1, 2) == 4" in wrong
+    assert empty == "an empty program passes its tests"
+    for columns in ({}, {"tests": " "}, {"tests": 7}):
+        with pytest.raises(EvaluateError, match="no tests in its column 'tests'"):
+            grade("unit_tests", "x = 1", "", Task(columns=columns))
+
+
+def test_options_of_unit_tests_reach_the_sandbox():
+    def passes(answer, tests, **options):
+        options = GradersSpec(unit_tests=UnitTestsSpec(column="checks", **options))
+        return grade("unit_tests", answer, "", Task(columns={"checks": tests}, options=options))
+
+    slow = "import time\ndef f():\n    time.sleep(1)\n    return 1"
+    assert passes(slow, "assert f() == 1") == 1.0 and passes(slow, "assert f() == 1", timeout_s=0.3) == 0.0
+    large = "def f(): return len(bytearray(100 << 20)) >> 20"
+    assert passes(large, "assert f() == 100") == 1.0 and passes(large, "assert f() == 100", memory_mb=96) == 0.0

@@ -83,9 +83,13 @@ class SandboxPool:
             sandbox.close()
 
 
-@cache
 def shared_pool(paths: tuple[Path, ...] = ()) -> SandboxPool:
     """The pool of this process for these paths, closed when the process ends."""
+    return _pool_of(os.getpid(), paths)
+
+
+@cache
+def _pool_of(process: int, paths: tuple[Path, ...]) -> SandboxPool:
     pool = SandboxPool(paths)
     atexit.register(pool.close)
     return pool
