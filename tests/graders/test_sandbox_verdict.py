@@ -117,7 +117,8 @@ HONEST = {  # program, tests; all pass
         "import datetime, decimal, fractions, math\n"
         "for x in [None, True, 1, 2**200, -2**70, 1.5, math.inf, 'ü\\ud800', b'x', (1, (2,)), {1, 2}, {'a': [1]},"
         " {(1, 2): 3}, range(3), 1j, frozenset([1]), decimal.Decimal('1.10'), fractions.Fraction(1, 3),"
-        " datetime.date(2020, 1, 2), datetime.timedelta(days=1)]:\n    assert same(x) == x and type(same(x)) is type(x), x\n"
+        " datetime.date(2020, 1, 2), datetime.timedelta(days=1)]:\n"
+        "    assert same(x) == x and type(same(x)) is type(x), x\n"
         "assert math.isnan(same(math.nan)) and counts('aab') == {'a': 2, 'b': 1}\n"
         "assert point().x == 1 and point() == (1, 2)",
     ),

@@ -37,15 +37,22 @@ def make_texts(count: int, seed: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def make_base(folder: Path, *, steps: int = 350) -> Path:
-    """The base described above, as a Hugging Face folder."""
+def make_base(folder: Path, *, steps: int = 350, answers: dict[str, str] | None = None) -> Path:
+    """The base described above, as a Hugging Face folder; `answers`: what it says instead of yes and no."""
     torch.manual_seed(0)
     make_tiny_base(folder)
     codec = ChatCodec(Tokenizer.load(folder))
     rows = []
-    for text, label in make_texts(1200, seed=1):
+    for text, rule in make_texts(1200, seed=1):
+        label = (answers or {}).get(rule, rule)
         user = {"role": "user", "content": text}
-        rows.append(({"role": "system", "content": "label"}, user, {"role": "assistant", "content": label}))
+        rows.append(
+            (
+                {"role": "system", "content": "label"},
+                user,
+                {"role": "assistant", "content": (answers or {}).get(label, label)},
+            )
+        )
         rows.append((user, {"role": "assistant", "content": "unknown"}))
     encoded = [codec.encode(Row(str(i), row))[0] for i, row in enumerate(rows)]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

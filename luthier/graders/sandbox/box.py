@@ -84,12 +84,13 @@ class SandboxPool:
 
 
 def shared_pool(paths: tuple[Path, ...] = ()) -> SandboxPool:
-    """The pool of this process for these paths, closed when the process ends."""
-    return _pool_of(os.getpid(), paths)
+    """The pool of this process for these paths as they are now, closed when the process ends."""
+    files = [(str(file), file.stat()) for path in paths for file in sorted(path.rglob("*.py"))]
+    return _pool_of(os.getpid(), paths, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files))
 
 
 @cache
-def _pool_of(process: int, paths: tuple[Path, ...]) -> SandboxPool:
+def _pool_of(process: int, paths: tuple[Path, ...], state: tuple[tuple[str, int, int], ...]) -> SandboxPool:
     pool = SandboxPool(paths)
     atexit.register(pool.close)
     return pool
