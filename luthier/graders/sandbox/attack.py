@@ -44,7 +44,7 @@ ATTACKS = {
     "load into the kernel (bpf)": "SYSCALL(321 if X86 else 280, 99, 0, 0)",
     "use keys of the kernel": "SYSCALL(250 if X86 else 219, 0, 0xFFFFFFFD, 0)",
     "use io_uring": "SYSCALL(425, 1, ctypes.create_string_buffer(120))",
-    "allocate 1 GiB": "bytearray(1 << 30)",
+    "allocate 768 MiB": "bytearray(768 << 20)",
     "write a 64 MiB file": "open('large', 'wb').write(bytes(64 << 20))",
     "open 1000 files": "FILES = [open('/dev/null') for _ in range(1000)]",
     "read a file of root": "open(OUTSIDE + '/root-only').read()",
