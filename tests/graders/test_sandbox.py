@@ -37,6 +37,7 @@ STOPPED_BY = {
     "read a file of root": {"landlock", "uid"},
     "change the mode of a file outside": {"seccomp", "uid"},
     "become root": {"seccomp", "uid"},
+    "be root": {"uid"},
     "open a connection": {"landlock", "seccomp", "namespaces"},
     "open a datagram socket": {"seccomp"},
     "use a Unix socket outside": {"seccomp"},

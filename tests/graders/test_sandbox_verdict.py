@@ -84,6 +84,10 @@ FORGED_OPINIONS = {  # program, tests that a right answer would pass
         "def f(case):\n    case.check = lambda x: True\n    return 0",
         "class Case:\n    def check(self, x): assert x == 7\ncase = Case()\ncase.check(f(case))",
     ),
+    "a private attribute of a lent object": (
+        "def f(case): return case._expected",
+        "class Case: _expected = 7\nassert f(Case()) == 7",
+    ),
     "a module in the folder": (
         "open('colorsys.py', 'w').write('def rgb_to_hsv(*x): return 7')\ndef f(): return 7",
         "import colorsys\nassert f() == colorsys.rgb_to_hsv(0, 0, 0)",

@@ -49,6 +49,7 @@ ATTACKS = {
     "open 1000 files": "FILES = [open('/dev/null') for _ in range(1000)]",
     "read a file of root": "open(OUTSIDE + '/root-only').read()",
     "become root": "import os; os.setuid(0)",
+    "be root": "import os; assert 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups())",
 }
 PRELUDE = """
 import ctypes, os, platform
