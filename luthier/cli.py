@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the resolved project file.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Hold data against traffic or other data; freeze rows.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
 Set = Annotated[
@@ -50,6 +53,22 @@ Profile = Annotated[
     int, typer.Option("--profile", min=0, metavar="N", help="Profile N training steps: where time and memory go.")
 ]
 NO_OVERRIDES: list[str] = []
+
+
+class DriftPolicy(str, Enum):
+    """What `data compare` does when the rows are far from the traffic."""
+
+    warn = "warn"
+    refuse = "refuse"
+
+
+class FrozenSplit(str, Enum):
+    """What `data freeze` can freeze."""
+
+    test = "test"
+    dev = "dev"
+
+
 _PERMISSIONS = "check the path and its permissions; output_dir and LUTHIER_CACHE may name other folders"
 _SPACE = "free some space, then run the same command again: finished stages stand"
 MACHINE_ERRORS = {
@@ -265,6 +284,50 @@ def doctor(
 ) -> None:
     """Check versions, start-up code, GPU, disk, clock, memory, threads and speed, and say how to mend what is wrong."""
     raise typer.Exit(_job("doctor").doctor(config=config, constraints=constraints, strict=strict, as_json=as_json))
+
+
+@app.command("verify-split")
+def verify_split(
+    folder: Annotated[Path, typer.Argument(help="A folder of `luthier prepare`.")],
+    threshold: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Similarity; by default what the preparation states.")
+    ] = None,
+) -> None:
+    """Recompute the proof of a split from the prepared files alone."""
+    raise typer.Exit(_job("verify_split").verify(folder, threshold))
+
+
+@data_app.command("compare")
+def data_compare(
+    traffic: Annotated[Path, typer.Argument(help="A sample of real requests: JSONL, CSV, ...")],
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    policy: Annotated[DriftPolicy, typer.Option(help="refuse exits with 1 when something is far.")] = DriftPolicy.warn,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML page here.")] = None,
+) -> None:
+    """Hold train and eval rows against real traffic: topics, lengths, turns, system prompt, language, style."""
+    project = _project(config, overrides)
+    raise typer.Exit(_job("data").compare(project, traffic, policy=policy.value, output=output))
+
+
+@data_app.command("diff")
+def data_diff(
+    a: Annotated[Path, typer.Argument(help="A folder of `luthier prepare`.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """Two preparations side by side; exit 1 when a row that was judged on is trained on now."""
+    raise typer.Exit(_job("data").diff(a, b))
+
+
+@data_app.command("freeze")
+def data_freeze(
+    name: Annotated[str, typer.Option(help="What the frozen set is called.")],
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    split: Annotated[FrozenSplit, typer.Option(help="Which split.")] = FrozenSplit.test,
+) -> None:
+    """Register a split as a frozen evaluation set: no later preparation trains on its rows, nor on rows like them."""
+    _job("data").freeze(_project(config, overrides), split.value, name)
 
 
 @config_app.command("show")

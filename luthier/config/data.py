@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from luthier.config.base import Spec
+from luthier.config.data_checks import ChecksSpec
+from luthier.config.data_mix import MixSpec
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -15,11 +17,18 @@ class SplitSpec(Spec):
     train: Share = 0.8
     dev: Share = 0.1
     test: Share = 0.1
+    by: Literal["hash", "time", "column"] = "hash"
+    """hash deals groups at random; time gives the oldest rows to train and the newest to test; column: the rows say it
+    (train, dev, test)."""
+    column: str | None = None
+    """The column of times (ISO dates, or seconds since 1970) or of split names."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> "SplitSpec":
         if abs(self.train + self.dev + self.test - 1.0) > 1e-6:
             raise ValueError(f"train + dev + test must be 1.0, got {self.train + self.dev + self.test:g}")
+        if (self.by == "hash") != (self.column is None):
+            raise ValueError("split.by time or column needs split.column, and split.column needs one of them")
         return self
 
 
@@ -80,6 +89,19 @@ class DataSpec(Spec):
     only."""
     leak_threshold: Share = 0.7
     """Rows at least this similar are one group and never straddle a split."""
+    semantic_threshold: Share = 0.0
+    """Above 0, rows whose prompts are that alike in vocabulary (cosine of TF-IDF reduced by SVD, no neural model) are
+    one group too. 0.95 is a start."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation files that training must not contain: rows that quote 13 words in a row or half of an item go. The
+    rows of `test` always count as such."""
+    frozen: str = "frozen_evals.json"
+    """Register of frozen evaluation rows (`luthier data freeze`). Where it exists, no row of it, nor one like it, gets
+    into train or dev."""
+    on_frozen: Literal["quarantine", "error"] = "quarantine"
+    """Set such rows aside by name, or refuse."""
+    checks: ChecksSpec = ChecksSpec()
+    mix: MixSpec = MixSpec()
     group_by: str | None = None
     """Column whose equal values are one group (customer, conversation, document)."""
     stratify_by: str | None = None

@@ -1,7 +1,8 @@
 """One row cleaned, or the reason why it cannot be used.
 
-What: scrubs every text (line ends, control characters, outer space), then checks lengths in characters and answers.
-Everything changed or noticed is counted by name for the report; nothing is changed silently.
+What: repairs damaged encodings (data.checks.encoding), scrubs every text (line ends, control characters, outer space;
+never what stands inside: white space is meaning in code, Markdown and JSON), then checks lengths in characters and
+answers. Everything changed or noticed is counted by name for the report; nothing is changed silently.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from luthier.config.data import DataSpec
 from luthier.data.turns import RowError
 from luthier.data.written import KEEPS_SPACE, MIN_ANSWER_CHARS, MIN_DOCUMENT_CHARS, check_parses
 from luthier.text.normalise import normalise, scrub
+from luthier.text.repair import repair
 from luthier.types import Message
 
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_0-9]{2,30}\|>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>")
@@ -32,14 +34,14 @@ def clean_content(
     language = spec.answer_language
     keeps_space = KEEPS_SPACE[language] or is_document
     if not messages:
-        clean = scrub(text, counts, keeps_space=keeps_space)
+        clean = _mend(text, spec, counts, keeps_space)
         low = spec.min_answer_chars if spec.min_answer_chars is not None else MIN_DOCUMENT_CHARS if is_document else 1
         _check_length("text", clean, max(spec.min_chars, low, 1), spec.max_chars)
         _notice(clean, counts)
         return (), clean
     least = MIN_ANSWER_CHARS[language] if spec.min_answer_chars is None else spec.min_answer_chars
     turns: tuple[Message, ...] = tuple(
-        {**m, "content": scrub(m["content"], counts, keeps_space=keeps_space)} for m in messages
+        {**m, "content": _mend(m["content"], spec, counts, keeps_space)} for m in messages
     )
     for number, turn in enumerate(turns, start=1):
         last = needs_answer and number == len(turns)
@@ -53,6 +55,14 @@ def clean_content(
     if needs_answer and len(turns) > 1 and normalise(turns[-1]["content"]) == normalise(turns[-2]["content"]):
         counts["answers that repeat the prompt (kept)"] += 1
     return turns, ""
+
+
+def _mend(text: str, spec: DataSpec, counts: Counter[str], keeps_space: bool) -> str:
+    policy = spec.checks.encoding
+    repaired = repair(text) if policy != "off" else text
+    if repaired != text:
+        counts["damaged encoding repaired" if policy == "repair" else "damaged encoding (kept)"] += 1
+    return scrub(repaired if policy == "repair" else text, counts, keeps_space=keeps_space)
 
 
 def _check_length(name: str, text: str, low: int, high: int) -> None:

@@ -15,6 +15,9 @@ from luthier.text.normalise import normalise
 from luthier.text.shingles import shingle_all
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
 
+LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answer")
+"""The kinds of repetition, as the quarantine calls them."""
+
 
 @dataclass(frozen=True)
 class Duplicate:

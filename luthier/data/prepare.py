@@ -1,46 +1,42 @@
 """Raw files in, rows ready for training and judging out: the guided tour of the room.
 
-read -> map -> clean -> deduplicate -> remove leaks into the test set -> tokenise and hold against sequence_len ->
-group and split, with proof -> write. Every row that is read ends in a split or in quarantine.jsonl, per file; that law
-is checked before anything is written. All rows are held in memory (some kB each); files are streamed.
+read -> map -> clean -> check -> deduplicate -> remove leaks into the test set -> tokenise and hold against sequence_len
+-> group and split, with proof -> keep frozen rows out -> mix -> measure -> write. Every row that is read ends in a
+split or in quarantine.jsonl, per file; that law is checked before anything is written. All rows are held in memory
+(some kB each); files are streamed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from luthier.config.data import DataSpec
+from luthier.data.audit import audit, compare_groups
+from luthier.data.card import dataset_card
+from luthier.data.checks import Checker
 from luthier.data.dedupe import Deduped, drop_duplicates
-from luthier.data.items import Item, prompt_key
+from luthier.data.eval_guard import EvalText, read_eval_texts, remove_quoted
+from luthier.data.items import Item, prompt_key, prompt_text
 from luthier.data.lengths import Codec, Encoded, encode_all, fit_lengths, length_stats
 from luthier.data.load import Loader
+from luthier.data.mix import mix_rows
 from luthier.data.quarantine import Quarantine
-from luthier.data.report import LIKENESS, data_report
+from luthier.data.report import data_report
+from luthier.data.run_state import Run, refuse_too_many_faults, worst
 from luthier.data.sources import Source, check_disjoint, find_sources
-from luthier.data.split import deal, leaks_between, proof
+from luthier.data.split import leaks_between
+from luthier.data.split_rows import NO_DEV, keep_frozen_out, limit_rows, split_rows
 from luthier.data.stored import row_lines, write_encoded
 from luthier.data.summary import PreparedSummary
 from luthier.errors import ConfigError, DataError
-from luthier.types import Progress
+from luthier.types import Progress, Row
 
-GIANT_GROUP_SHARE = 0.05
-NUM_EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every step of one run needs."""
-
-    spec: DataSpec
-    base_dir: Path
-    quarantine: Quarantine
-    summary: PreparedSummary
-    cleaned: Counter[str]
+MaskView = Callable[[Row], list[tuple[str, bool]]]
+"""A row as (token text, is it trained) pairs, for the samples of the report."""
 
 
 def prepare(
@@ -51,28 +47,33 @@ def prepare(
     out: Path,
     base_dir: Path,
     progress: Progress | None = None,
+    show: MaskView | None = None,
 ) -> PreparedSummary:
     """Prepares the files of `spec` (paths relative to `base_dir`) into the folder `out`, which must exist.
 
-    Writes {train,dev,test,unlabelled}.jsonl, tokens-{train,dev}.*.npy, quarantine.jsonl, summary.json, report.html.
-    `progress` counts tokenised rows. Raises DataError or ConfigError with the next move.
+    Writes {train,dev,test,unlabelled}.jsonl, tokens-{train,dev}.*.npy, quarantine.jsonl, findings.jsonl, summary.json,
+    report.html, card.md. `progress` counts tokenised rows; `show` draws the mask of the report's samples. Raises
+    DataError or ConfigError with the next move.
     """
     _check(spec)
-    run = _Run(spec, base_dir, Quarantine(), PreparedSummary(sequence_len), Counter())
-    train, test, unlabelled = _load(run)
-    train, test = _deduplicate(run, train), _deduplicate(run, test)
+    run = Run(spec, base_dir, Quarantine(), PreparedSummary(sequence_len), Counter())
+    rows = _checked(run, _load(run), out)
+    train, test, replay = (_deduplicate(run, rows[role]) for role in ("train", "test", "replay"))
     train = _remove_leaks(run, train, test)
-    encoded = encode_all([*train, *test], codec, run.quarantine, progress)
-    names = {item.record.place for item in test}
-    encoded_test = [one for one in encoded if one.item.record.place in names]
-    usable = [one for one in encoded if one.item.record.place not in names]
-    usable = fit_lengths(usable, sequence_len, spec.over_length, run.quarantine)
-    _refuse_too_many_faults(run)
-    splits = _split(run, usable, encoded_test)
-    splits["train"] = _limit(run, splits["train"])
-    rest = _unlabelled(run, unlabelled, splits)
-    _finish(run, splits, rest)
-    _write(run, splits, rest, out)
+    train, replay = _remove_quoted(run, train, replay, test)
+    encoded = encode_all([*train, *test, *replay], codec, run.quarantine, progress)
+    role_of = {item.record.place: role for role, items in (("test", test), ("replay", replay)) for item in items}
+    by_role = {role: [one for one in encoded if role_of.get(one.item.record.place, "train") == role] for role in rows}
+    fitting = {
+        role: fit_lengths(by_role[role], sequence_len, spec.over_length, run.quarantine) for role in ("train", "replay")
+    }
+    refuse_too_many_faults(run)
+    splits = keep_frozen_out(run, split_rows(run, fitting["train"], by_role["test"]))
+    splits["train"] = limit_rows(run, splits["train"])
+    seen = mix_rows(run, splits, fitting["replay"])
+    rest = _unlabelled(run, rows["unlabelled"], splits)
+    _finish(run, splits, seen, rest)
+    _write(run, splits, seen, rest, out, show)
     return run.summary
 
 
@@ -83,34 +84,53 @@ def _check(spec: DataSpec) -> None:
     if spec.split.train <= 0:
         raise DataError("data.split.train is 0: there would be nothing to train on", hint="give train a share")
     if spec.split.dev <= 0 and not spec.allow_no_dev:
-        raise DataError("data.split.dev is 0: without a dev split nothing can be chosen honestly", hint=_NO_DEV)
-
-
-_NO_DEV = "give dev a share (0.1), or set data.allow_no_dev: true; the verdict is then forfeited"
+        raise DataError("data.split.dev is 0: without a dev split nothing can be chosen honestly", hint=NO_DEV)
 
 
 _ONE_ANSWER = "the tune can learn nothing else (are the rows of the other classes missing?)"
 
 
-def _load(run: _Run) -> tuple[list[Item], list[Item], list[Item]]:
-    spec = run.spec
-    train = find_sources(spec.train, "train", run.base_dir, allow_hub=spec.allow_hub)
-    test = find_sources(spec.test, "test", run.base_dir, allow_hub=spec.allow_hub)
-    unlabelled = find_sources(spec.unlabelled, "unlabelled", run.base_dir, allow_hub=spec.allow_hub)
-    check_disjoint(train, test, unlabelled)
-    loaded = _load_role(run, train), _load_role(run, test), _load_role(run, unlabelled, needs_answer=False)
-    if not loaded[0]:
-        raise DataError(f"no usable row in {len(train)} training file(s): {_worst(run.quarantine)}", hint=_MEND)
-    if test and not loaded[1]:
-        raise DataError(f"no usable row in {len(test)} test file(s): {_worst(run.quarantine)}", hint=_MEND)
+def sources_of(spec: DataSpec, base_dir: Path) -> dict[str, list[Source]]:
+    """role -> the files whose rows are prepared; raises DataError when a file has two roles."""
+    patterns = {"train": spec.train, "test": spec.test, "unlabelled": spec.unlabelled, "replay": spec.mix.replay.files}
+    found = {role: find_sources(some, role, base_dir, allow_hub=spec.allow_hub) for role, some in patterns.items()}
+    check_disjoint(*found.values())
+    return found
+
+
+def _load(run: Run) -> dict[str, list[Item]]:
+    """role -> its usable rows."""
+    sources = sources_of(run.spec, run.base_dir)
+    general = run.spec.model_copy(update=GENERAL)
+    loaded = {
+        role: _load_role(run, some, general if role == "replay" else run.spec, needs_answer=role != "unlabelled")
+        for role, some in sources.items()
+    }
+    for role, words in (("train", "training"), ("test", "test")):
+        if sources[role] and not loaded[role]:
+            num = len(sources[role])
+            raise DataError(f"no usable row in {num} {words} file(s): {worst(run.quarantine)}", hint=_MEND)
     return loaded
+
+
+GENERAL: dict[str, Any] = {
+    "format": "auto",
+    "prompt": None,
+    "completion": None,
+    "json_fields": (),
+    "json_schema": None,
+    "system": "",
+    "group_by": None,
+    "stratify_by": None,
+}
+"""For rows that are not of the task (replay, traffic): nothing of how its rows are read holds for them."""
 
 
 _MEND = "mend the files, or say how to read them (data.format, data.prompt, data.completion)"
 
 
-def _load_role(run: _Run, sources: Sequence[Source], *, needs_answer: bool = True) -> list[Item]:
-    loader = Loader(run.spec, run.base_dir, run.quarantine, needs_answer=needs_answer)
+def _load_role(run: Run, sources: Sequence[Source], spec: DataSpec, *, needs_answer: bool) -> list[Item]:
+    loader = Loader(spec, run.base_dir, run.quarantine, needs_answer=needs_answer)
     items: list[Item] = []
     for source in sources:
         found, report = loader.load(source)
@@ -121,7 +141,21 @@ def _load_role(run: _Run, sources: Sequence[Source], *, needs_answer: bool = Tru
     return items
 
 
-def _deduplicate(run: _Run, items: list[Item]) -> list[Item]:
+def _checked(run: Run, rows: dict[str, list[Item]], out: Path) -> dict[str, list[Item]]:
+    """The rows of every role after the checks; findings.jsonl is written."""
+    checker = Checker(run.spec.checks, run.base_dir, run.quarantine)
+    checked = {role: checker.run(items) for role, items in rows.items()}
+    (out / "findings.jsonl").write_text(checker.lines(), encoding="utf-8", newline="\n")
+    run.summary.checks["findings"] = checker.counts()
+    run.summary.checks["languages"] = dict(checker.languages.most_common())
+    checked["train"] = compare_groups(checked["train"], run.spec.checks, run.quarantine, run.summary)
+    for role in ("train", "test"):
+        if rows[role] and not checked[role]:
+            raise DataError(f"data.checks set every row of {role} aside", hint="report instead of drop, and look at it")
+    return checked
+
+
+def _deduplicate(run: Run, items: list[Item]) -> list[Item]:
     result: Deduped = drop_duplicates(items, run.spec.near_duplicate_threshold)
     for duplicate in result.dropped:
         run.quarantine.add(duplicate.item.record, duplicate.detail, reason=duplicate.kind, is_fault=False)
@@ -129,7 +163,7 @@ def _deduplicate(run: _Run, items: list[Item]) -> list[Item]:
     return result.kept
 
 
-def _remove_leaks(run: _Run, train: list[Item], test: list[Item]) -> list[Item]:
+def _remove_leaks(run: Run, train: list[Item], test: list[Item]) -> list[Item]:
     """Training rows that also stand in the test files go, never the test rows. Repeats until none is left."""
     groups = {item.group: item for item in test if item.group}
     by_id = {item.row.id: item for item in train}
@@ -152,91 +186,17 @@ def _remove_leaks(run: _Run, train: list[Item], test: list[Item]) -> list[Item]:
     return list(by_id.values())
 
 
-def _refuse_too_many_faults(run: _Run) -> None:
-    faults, num_read = run.quarantine.faults, run.summary.rows_read
-    if len(faults) > run.spec.max_quarantine_share * num_read:
-        raise DataError(
-            f"{len(faults):,} of {num_read:,} rows cannot be used ({len(faults) / num_read:.0%}; the most allowed is "
-            f"{run.spec.max_quarantine_share:.0%}): {_worst(run.quarantine)}",
-            hint="mend the files, or raise data.max_quarantine_share if these rows may go",
-        )
+def _remove_quoted(run: Run, train: list[Item], replay: list[Item], test: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Both without the rows that quote a test row or an item of data.decontaminate; replay also without test's like."""
+    against = [EvalText(prompt_text(item.row), item.record.place) for item in test]
+    against += read_eval_texts(find_sources(run.spec.decontaminate, "decontaminate", run.base_dir))
+    kept = remove_quoted(train, against, run.quarantine)
+    if not kept:
+        raise DataError("every training row quotes an evaluation item", hint="is data.decontaminate the training data?")
+    return kept, remove_quoted(replay, against, run.quarantine)
 
 
-def _worst(quarantine: Quarantine) -> str:
-    """The three commonest reasons, each with its first place."""
-    counts = Counter(entry.reason for entry in quarantine.faults).most_common(3)
-    first = {entry.reason: entry for entry in reversed(quarantine.faults)}
-    return "; ".join(f"{n:,} x {first[r].detail} (first at {first[r].file}:{first[r].line})" for r, n in counts)
-
-
-def _split(run: _Run, usable: list[Encoded], test: list[Encoded]) -> dict[str, list[Encoded]]:
-    spec, wanted = run.spec, run.spec.split
-    shares = {"train": wanted.train, "dev": wanted.dev, "test": wanted.test}
-    if test:
-        both = wanted.train + wanted.dev
-        shares = {"train": wanted.train / both, "dev": wanted.dev / both}
-    items = [one.item for one in usable]
-    how = {"threshold": spec.leak_threshold, "seed": spec.split_seed}
-    dealt = deal(items, shares, **how)
-    run.summary.proof = proof(items, dealt, shares, **how)
-    splits: dict[str, list[Encoded]] = {"train": [], "dev": [], "test": _grouped(test, how)}
-    for one, name, root in zip(usable, dealt.split_of, dealt.group_of, strict=True):
-        splits[name].append(_with_group(one, items[root].row.id))
-    run.summary.proof["rows"] = {name: len(rows) for name, rows in splits.items()}
-    run.summary.proof["leaks_into_test_files_removed"] = len(run.summary.leaks)
-    largest = run.summary.proof["largest_group_rows"]
-    if largest > max(GIANT_GROUP_SHARE * len(items), 5):
-        run.summary.warnings.append(
-            f"one group holds {largest:,} of {len(items):,} rows: many rows resemble one another, or data.group_by has "
-            "few values; the shares of the splits may come out uneven"
-        )
-    if not splits["train"]:
-        raise DataError(f"{len(items)} usable rows make no training split{_repeats(run)}", hint="add rows")
-    if not splits["dev"] and not spec.allow_no_dev:
-        num_groups = run.summary.proof["num_groups"]
-        raise DataError(
-            f"{len(items)} usable rows in {num_groups} groups make no dev split{_repeats(run)}",
-            hint=f"add rows; or {_NO_DEV}",
-        )
-    if shares.get("test") and not splits["test"]:
-        run.summary.warnings.append("no row came to the test split; nothing can be judged on it")
-    return splits
-
-
-def _repeats(run: _Run) -> str:
-    """How many rows say again what an earlier row says, in words; '' when none does."""
-    counts = run.quarantine.by_reason()
-    num = sum(count for reason, count in counts.items() if reason in LIKENESS)
-    return f" ({num:,} of {run.summary.rows_read:,} rows repeat an earlier one and were set aside)" if num else ""
-
-
-def _grouped(encoded: list[Encoded], how: dict) -> list[Encoded]:
-    """Rows of test files with their group ids: the clusters of the statistics."""
-    items = [one.item for one in encoded]
-    roots = deal(items, {"test": 1.0}, **how).group_of
-    return [_with_group(one, items[root].row.id) for one, root in zip(encoded, roots, strict=True)]
-
-
-def _with_group(one: Encoded, group: str) -> Encoded:
-    return replace(one, item=replace(one.item, row=replace(one.item.row, group=group)))
-
-
-def _limit(run: _Run, train: list[Encoded]) -> list[Encoded]:
-    """At most data.limit_rows training rows, chosen by hash, in file order."""
-    limit = run.spec.limit_rows
-    if limit is None or len(train) <= limit:
-        return train
-    rank: Callable[[Encoded], str] = lambda one: hashlib.sha256(  # noqa: E731
-        f"{run.spec.split_seed}:{one.item.row.id}".encode()
-    ).hexdigest()
-    chosen = {one.item.row.id for one in sorted(train, key=rank)[:limit]}
-    for one in train:
-        if one.item.row.id not in chosen:
-            run.quarantine.add(one.item.record, "left out by data.limit_rows", is_fault=False)
-    return [one for one in train if one.item.row.id in chosen]
-
-
-def _unlabelled(run: _Run, items: list[Item], splits: dict[str, list[Encoded]]) -> list[Item]:
+def _unlabelled(run: Run, items: list[Item], splits: dict[str, list[Encoded]]) -> list[Item]:
     """Prompts without answers that are new: not twice, not near a labelled row."""
     if not items:
         return []
@@ -258,7 +218,7 @@ def _unlabelled(run: _Run, items: list[Item], splits: dict[str, list[Encoded]]) 
     return kept
 
 
-def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item]) -> None:
+def _finish(run: Run, splits: dict[str, list[Encoded]], seen: list[Encoded], unlabelled: list[Item]) -> None:
     """Fills in the summary and checks the conservation law."""
     summary = run.summary
     kept = Counter(one.item.row.source for rows in splits.values() for one in rows)
@@ -273,7 +233,7 @@ def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item])
     summary.cleaned = {name: count for name, count in sorted(run.cleaned.items()) if count}
     for name, rows in splits.items():
         summary.lengths[name] = length_stats([one.num_tokens for one in rows], summary.sequence_len)
-        sequences = [row for one in rows for row in one.rows]
+        sequences = [row for one in (seen if name == "train" else rows) for row in one.rows]
         trained = sum(sum(row.trained) for row in sequences)
         summary.tokens[name] = {"all": sum(len(row.ids) for row in sequences), "trained": trained}
     if summary.lengths["test"]["over"]:
@@ -286,21 +246,30 @@ def _finish(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item])
         summary.warnings.append(f"every training row has the same answer, {next(iter(answers))[:60]!r}: {_ONE_ANSWER}")
     if not summary.has_dev:
         summary.warnings.append("there is no dev split (data.allow_no_dev): the verdict is forfeited")
+    audit([one.item for one in splits["train"]], run.spec.checks, summary)
     summary.check_conservation()
 
 
-def _write(run: _Run, splits: dict[str, list[Encoded]], unlabelled: list[Item], out: Path) -> None:
+def _write(
+    run: Run,
+    splits: dict[str, list[Encoded]],
+    seen: list[Encoded],
+    unlabelled: list[Item],
+    out: Path,
+    show: MaskView | None,
+) -> None:
     for name, rows in splits.items():
         (out / f"{name}.jsonl").write_text(row_lines(one.item.row for one in rows), encoding="utf-8", newline="\n")
     lines = row_lines(item.row for item in unlabelled)
     (out / "unlabelled.jsonl").write_text(lines, encoding="utf-8", newline="\n")
     for name in ("train", "dev"):
-        write_encoded(out, name, [row for one in splits[name] for row in one.rows])
+        write_encoded(out, name, [row for one in (seen if name == "train" else splits[name]) for row in one.rows])
     (out / "quarantine.jsonl").write_text(run.quarantine.lines(), encoding="utf-8", newline="\n")
     (out / "summary.json").write_text(run.summary.as_json(), encoding="utf-8", newline="\n")
     lengths = [one.num_tokens for rows in splits.values() for one in rows]
     rows = {name: [one.item.row for one in part] for name, part in splits.items()}
-    html = data_report(run.summary, rows, lengths, run.quarantine.entries)
+    html = data_report(run.summary, rows, lengths, run.quarantine.entries, show)
+    (out / "card.md").write_text(dataset_card(run.summary, run.spec), encoding="utf-8", newline="\n")
     (out / "report.html").write_text(html, encoding="utf-8", newline="\n")
 
 

@@ -5,11 +5,13 @@ Row contents appear only as a few samples of kept rows; quarantined content neve
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from luthier.data.balance import answer_fields
+from luthier.data.dedupe import LIKENESS
 from luthier.data.quarantine import Entry
+from luthier.data.report_checks import check_sections
 from luthier.data.summary import PreparedSummary
 from luthier.pages.charts import bars, histogram
 from luthier.pages.page import (
@@ -23,6 +25,7 @@ from luthier.pages.page import (
     details,
     heading,
     join,
+    marked_text,
     note,
     page,
     paragraph,
@@ -34,21 +37,27 @@ from luthier.types import Row
 MAX_LABELS = 24
 NUM_SAMPLES = 3
 NUM_PLACES = 200
-LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answer")
+SAMPLE_CHARS, SAMPLE_TOKENS = 4000, 800
 
 
 def data_report(
-    summary: PreparedSummary, rows: Mapping[str, Sequence[Row]], lengths: Sequence[int], entries: Sequence[Entry]
+    summary: PreparedSummary,
+    rows: Mapping[str, Sequence[Row]],
+    lengths: Sequence[int],
+    entries: Sequence[Entry],
+    show: Callable[[Row], list[tuple[str, bool]]] | None = None,
 ) -> str:
-    """The page. rows: split -> rows; lengths: tokens of every kept row; entries: the quarantine."""
+    """The page. rows: split -> rows; lengths: tokens of every kept row; entries: the quarantine; show: a row's tokens
+    and which of them are trained."""
     sections = [
         Section("What came in", _files(summary)),
         Section("What was set aside", _quarantine(entries)),
         Section("Repetition", _repetition(summary, entries)),
         Section("Lengths", _lengths(summary, lengths)),
         Section("Answers", _answers([row for part in rows.values() for row in part])),
+        *check_sections(summary),
         Section("The split and its proof", _split(summary)),
-        Section("Samples", _samples(rows.get("train", ()))),
+        Section("Samples", _samples(rows.get("train", ()), show)),
     ]
     kinds = [file.container for file in summary.files]
     files = f"{len(kinds)} file{'s' if len(kinds) != 1 else ''} ({', '.join(sorted(set(kinds)))})"
@@ -71,7 +80,8 @@ def _lead(summary: PreparedSummary) -> Html:
         ]
     )
     kind = "warn" if summary.warnings else "good"
-    return join(banner(words, law, kind), figures, *[note(warning, "warn") for warning in summary.warnings])
+    notes = [note(warning, "warn") for warning in summary.warnings] + [note(said) for said in summary.notices]
+    return join(banner(words, law, kind), figures, *notes)
 
 
 def _files(summary: PreparedSummary) -> Html:
@@ -155,44 +165,22 @@ def _lengths(summary: PreparedSummary, lengths: Sequence[int]) -> Html:
 def _answers(rows: Sequence[Row]) -> Html:
     """How the answers are spread, where they come from a small set: whole, or field by field of JSON objects."""
     answers = [row.answer for row in rows if row.answer]
-    fields = _json_fields(answers)
+    fields = answer_fields(answers)
     if fields:
-        charts = [_balance(name, counts) for name, counts in fields.items()]
-        drawn = [chart for chart in charts if chart]
-        return (
-            join(paragraph("Every answer is a JSON object; its fields are spread like this."), *drawn)
-            if drawn
-            else Html("")
+        parts = [_balance(name, counts) for name, counts in fields.items()]
+        words = (
+            "" if set(fields) == {"answer"} else paragraph("Every answer is a JSON object; this is how its fields go.")
         )
-    counts = Counter(answers)
-    if answers and len(counts) <= max(MAX_LABELS, 100) and len(answers) >= 3 * len(counts):
-        return join(_balance("answer", counts))
+        return join(words, *parts)
     if not answers:
         return Html("")
     return histogram([len(answer) for answer in answers], title="Length of the answers", unit="characters")
 
 
 def _balance(name: str, counts: Counter[str]) -> Html:
-    if len(counts) > 100:
-        return Html("")
     total, (label, most) = sum(counts.values()), counts.most_common(1)[0]
     words = f"Always answering {label!r} would be right {most / total:.0%} of the time."
     return join(bars(counts.most_common(), title=name, unit="rows", limit=MAX_LABELS), paragraph(words, muted=True))
-
-
-def _json_fields(answers: Sequence[str]) -> dict[str, Counter[str]]:
-    """field -> counts of its values, if every answer is a JSON object of plain values; {} otherwise."""
-    fields: dict[str, Counter[str]] = {}
-    for answer in answers:
-        try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(value, dict):
-            return {}
-        for name, cell in value.items():
-            fields.setdefault(name, Counter())[str(cell)[:60]] += 1
-    return fields
 
 
 def _split(summary: PreparedSummary) -> Html:
@@ -201,7 +189,7 @@ def _split(summary: PreparedSummary) -> Html:
     shares = proof["shares_wanted"]
     total = max(sum(proof["rows"].values()), 1)
     rows = [
-        (name, count, f"{count / total:.1%}", f"{shares[name]:.1%}" if name in shares else "own files")
+        (name, count, f"{count / total:.1%}", f"{shares[name]:.1%}" if name in shares else "as given")
         for name, count in proof["rows"].items()
     ]
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in proof["edges_by_kind"].items()) or "none"
@@ -209,6 +197,8 @@ def _split(summary: PreparedSummary) -> Html:
         f"{proof['num_groups']:,} groups; the largest holds {proof['largest_group_rows']:,} rows",
         f"{proof['num_edges']:,} edges at similarity {proof['leak_threshold']} ({kinds})",
         f"edges that straddle the split: {proof['straddling_edges']}",
+        *[f"{name}: from {low} to {high}" for name, (low, high) in proof.get("time_ranges", {}).items()],
+        *[f"kept clear of the frozen set {name} ({num:,} rows)" for name, num in proof.get("frozen_sets", {}).items()],
         f"{recheck['method']}: {recheck['pairs_across_splits']} pairs across splits "
         f"({recheck['edges_that_lsh_had_missed']} edges that MinHash had missed were added first)",
     ]
@@ -222,10 +212,20 @@ def _split(summary: PreparedSummary) -> Html:
     )
 
 
-def _samples(rows: Sequence[Row]) -> Html:
+def _samples(rows: Sequence[Row], show: Callable[[Row], list[tuple[str, bool]]] | None) -> Html:
     step = max(len(rows) // NUM_SAMPLES, 1)
-    blocks = []
+    blocks: list[Html] = []
     for row in rows[::step][:NUM_SAMPLES]:
         words = row.text or "\n\n".join(f"{m['role']}: {m['content']}" for m in row.messages)
-        blocks.append(details(f"{row.source}:{row.line}", code_block(words[:4000]), is_open=True))
-    return join(*blocks)
+        body = marked_text(_cut(show(row))) if show else code_block(words[:SAMPLE_CHARS])
+        blocks.append(details(f"{row.source}:{row.line}", body, is_open=True))
+    legend = paragraph("What is marked carries loss; the rest is only read.", muted=True) if show and blocks else ""
+    return join(legend, *blocks)
+
+
+def _cut(tokens: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """The sample without its middle, when it is long: the trained end matters more than the whole prompt."""
+    half = SAMPLE_TOKENS // 2
+    if len(tokens) <= SAMPLE_TOKENS:
+        return list(tokens)
+    return [*tokens[:half], (f" [... {len(tokens) - 2 * half} tokens ...] ", False), *tokens[-half:]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from luthier.data.items import Item, prompt_key, prompt_text
@@ -19,14 +19,17 @@ from luthier.errors import DataError, LuthierError
 from luthier.text.groups import Groups
 from luthier.text.shingles import shingle_all
 from luthier.text.similar import BANDS_FOR_GROUPING, exact_pairs, similar_pairs
+from luthier.text.topics import close_pairs, embed
 from luthier.types import Row
 
 SPLITS = ("train", "dev", "test")
+Assign = Callable[[Sequence[Item], Groups], list[str]]
+"""(items, their groups) -> the split of every item; the items of a group must get the same."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Rows a and b (indexes) belong together. kind: similar prompt, same prompt or same group."""
+    """Rows a and b (indexes) belong together. kind: similar prompt, same prompt, same group or same vocabulary."""
 
     a: int
     b: int
@@ -77,16 +80,26 @@ def leaks_between(train_rows: Sequence[Row], test_rows: Sequence[Row], threshold
     ]
 
 
-def deal(items: Sequence[Item], shares: dict[str, float], *, threshold: float, seed: int) -> Dealt:
-    """Deals rows to splits by group. shares: split -> wanted share of the rows, summing to 1; threshold: in (0, 1]."""
+def deal(
+    items: Sequence[Item],
+    shares: dict[str, float],
+    *,
+    threshold: float,
+    seed: int,
+    semantic: float = 0.0,
+    assign: Assign | None = None,
+) -> Dealt:
+    """Deals rows to splits by group. shares: split -> wanted share of the rows, summing to 1; threshold: in (0, 1];
+    semantic: above 0, pairs of that cosine are edges too (all pairs are looked at); assign: another rule than the
+    hash."""
     sets, num_boilerplate = shingle_all(prompt_text(item.row) for item in items)
-    edges = _edges(items, sets, threshold)
+    edges = _edges(items, sets, threshold) + (_semantic_edges(items, semantic) if semantic > 0 else [])
     groups = Groups(len(items))
     for edge in edges:
         groups.join(edge.a, edge.b)
     num_missed = 0
     while True:
-        split_of = _assign(items, groups, shares, seed)
+        split_of = assign(items, groups) if assign else _assign(items, groups, shares, seed)
         missed = _straddling(sets, split_of, threshold)
         if not missed:
             group_of = [groups.root(index) for index in range(len(items))]
@@ -146,6 +159,11 @@ def _edges(items: Sequence[Item], sets: Sequence[frozenset[str]], threshold: flo
     known = {(edge.a, edge.b) for edge in edges}
     pairs = similar_pairs(sets, threshold, BANDS_FOR_GROUPING)
     return edges + [Edge(i, j, "similar prompt", round(s, 4)) for i, j, s in pairs if (i, j) not in known]
+
+
+def _semantic_edges(items: Sequence[Item], threshold: float) -> list[Edge]:
+    points_ND, _, _ = embed([prompt_text(item.row) for item in items])
+    return [Edge(i, j, "same vocabulary", round(cosine, 4)) for i, j, cosine in close_pairs(points_ND, threshold)]
 
 
 def _straddling(sets: Sequence[frozenset[str]], split_of: Sequence[str], threshold: float) -> list[Edge]:

@@ -16,7 +16,8 @@ class PreparedSummary:
 
     files: one per raw file, with the conservation law; splits: split -> rows; quarantined: reason -> rows; cleaned:
     what was changed or noticed -> texts; lengths: split -> length_stats; tokens: split -> {"all", "trained"};
-    conflicts and leaks: by place; proof: of the split.
+    conflicts and leaks: by place; proof: of the split. checks: findings (counts only), languages, groups, balance,
+    diversity; mix: rows and copies by file. warnings may cost the verdict; notices are good to know.
     """
 
     sequence_len: int
@@ -29,7 +30,10 @@ class PreparedSummary:
     conflicts: list[dict[str, str]] = field(default_factory=list)
     leaks: list[dict[str, Any]] = field(default_factory=list)
     proof: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+    mix: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def rows_read(self) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luthier.chat.show import mask_view
+from luthier.config.data import DataSpec
 from luthier.config.evaluate import EvaluateSpec
 from luthier.config.load import Project
 from luthier.data.answers import load_schema
 from luthier.data.prepare import prepare as prepare_data
-from luthier.data.prepare import read_summary
+from luthier.data.prepare import read_summary, sources_of
 from luthier.data.sources import find_sources
 from luthier.errors import ConfigError
 from luthier.jobs import console
@@ -17,6 +19,7 @@ from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.pins import pin_data
 from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
+from luthier.text.terms import read_terms
 
 VERSION = 2
 
@@ -29,14 +32,7 @@ def prepare(project: Project) -> None:
 def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     """Prepares the data (or reuses what stands) and says what happened to the rows."""
     data, sequence_len = project.spec.data, project.spec.train.sequence_len
-    files = {
-        source.name: source.path
-        for role in ("train", "test", "unlabelled")
-        for source in find_sources(getattr(data, role), role, project.folder, allow_hub=data.allow_hub)
-    }
-    if data.json_schema:
-        load_schema(project.folder / data.json_schema)
-        files[data.json_schema] = project.folder / data.json_schema
+    files = _files(data, project.folder)
     inputs = {
         "data": data.model_dump(mode="json"),
         "sequence_len": sequence_len,
@@ -53,8 +49,9 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
                 out=folder,
                 base_dir=project.folder,
                 progress=progress,
+                show=lambda row: mask_view(opened.codec, row),
             )
-        return {"splits": summary.splits, "tokens": summary.tokens}
+        return {"splits": summary.splits, "tokens": summary.tokens, "mix": summary.mix}
 
     pins = pin_data(opened, inputs["files"])
     stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True, pins=pins, parents={})
@@ -77,6 +74,21 @@ def evaluate_spec(project: Project) -> EvaluateSpec:
     return spec.model_copy(update={"graders": spec.graders.model_copy(update={"unit_tests": found})})
 
 
+def _files(data: DataSpec, folder: Path) -> dict[str, Path]:
+    """name -> every file that the preparation reads: rows, schema, evaluation items, frozen sets, word lists."""
+    files = {source.name: source.path for sources in sources_of(data, folder).values() for source in sources}
+    files |= {source.name: source.path for source in find_sources(data.decontaminate, "decontaminate", folder)}
+    if data.json_schema:
+        load_schema(folder / data.json_schema)
+        files[data.json_schema] = folder / data.json_schema
+    if (folder / data.frozen).exists():
+        files[data.frozen] = folder / data.frozen
+    for path in data.checks.word_lists.values():
+        read_terms(folder / path)
+        files[path] = folder / path
+    return files
+
+
 def schema_of(project: Project) -> dict[str, Any] | None:
     """The JSON Schema that answers must satisfy, if the project names one."""
     name = project.spec.data.json_schema
@@ -90,6 +102,8 @@ def _tell(stage: Stage, summary: dict[str, Any]) -> None:
         f"{summary['rows_quarantined']:,} quarantined"
     )
     console.line(f"{splits}; near-duplicates across splits: {summary['proof']['straddling_edges']}")
+    for notice in summary["notices"]:
+        console.line(notice)
     for warning in summary["warnings"]:
         console.warn(warning)
     console.line(f"data report: {console.shown(stage.folder / 'report.html')}")

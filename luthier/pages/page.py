@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from luthier.pages.style import STYLE
@@ -79,6 +80,13 @@ def code(text: str) -> Html:
 def code_block(text: str) -> Html:
     """A block kept as written (prompts, commands, samples); long lines wrap."""
     return Html(f"<pre><code>{escape(text)}</code></pre>")
+
+
+def marked_text(pieces: Iterable[tuple[str, bool]]) -> Html:
+    """A block kept as written, from (text, is it marked) pieces; neighbours of one kind are one span."""
+    runs = [("".join(text for text, _ in some), marked) for marked, some in groupby(pieces, key=lambda piece: piece[1])]
+    words = (f"<mark>{escape(text)}</mark>" if marked else escape(text) for text, marked in runs)
+    return Html(f"<pre><code>{''.join(words)}</code></pre>")
 
 
 def bullets(items: Iterable[object]) -> Html:

@@ -16,7 +16,6 @@ from collections import Counter
 _SPACES = re.compile(r"\s+")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-_DAMAGE = re.compile(r"\ufffd|Ã[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ¡-¿]|â€[™œ\x9d“”¦]")
 
 
 def normalise(text: str) -> str:
@@ -31,8 +30,8 @@ def scrub(text: str, counts: Counter[str] | None = None, *, keeps_space: bool = 
     """`text` fit for training; what was changed is added to `counts` by name (one per text, not per character).
 
     Line ends become \\n; byte order marks and control characters (tab and newline stay) go; outer space goes unless
-    keeps_space (code, Markdown, JSON). Invisible and direction marks and signs of a damaged encoding are counted but
-    left alone: in some scripts they are spelling.
+    keeps_space (code, Markdown, JSON). Invisible and direction marks are counted but left alone: in some scripts they
+    are spelling. So are characters that were lost before (U+FFFD): nobody knows what stood there.
     """
     found = counts if counts is not None else Counter()
     clean = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -44,5 +43,5 @@ def scrub(text: str, counts: Counter[str] | None = None, *, keeps_space: bool = 
     if stripped.isascii():
         return stripped
     found["invisible or direction marks (kept)"] += bool(_INVISIBLE.search(stripped))
-    found["signs of a damaged encoding (kept)"] += bool(_DAMAGE.search(stripped))
+    found["texts with lost characters, U+FFFD (kept)"] += "\ufffd" in stripped
     return stripped
