@@ -40,17 +40,24 @@ _CUE_CHARS = 32
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.%+'-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _URL_CREDENTIALS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://([^\s/:@\"'<>]+:[^\s/@\"'<>]+)@")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}\b")
-_CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)")
+_CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){11,18}(?![\w-]|\.\d)")
+_CARD_CUE = re.compile(r"\b(?:card|visa|mastercard|maestro|amex|american express|credit|debit)\b", re.IGNORECASE)
 _IP4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
 _IP6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])")
 _VERSION = re.compile(r"(?:\bv|\bversion|\brelease|\bfirmware|\bbuild)\W{0,3}$", re.IGNORECASE)
-_PHONE = re.compile(r"(?<![\w.,:/$€£#-])(?:\+|\(\+|00)?\(?\d(?:[\s().\-/\u00a0\u2011]{0,3}\d){6,14}(?![\w-]|[.,:]\d)")
-_NANP = re.compile(r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-. ]\d{4}")
+_PHONE = re.compile(
+    r"(?<![\w.,:/$€£#-])(?:\+|\(\+|00)?\(?\d(?:[\s().\-/\u00a0\u2011]{0,3}\d){6,14}"
+    r"(?:,? ?(?:x|ext\.?|extension) ?\d{1,6})?(?![\w-]|[.,:]\d)",
+    re.IGNORECASE,
+)
+_NANP = re.compile(r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-. ]?\d{4}")
 _PHONE_CUE = re.compile(
-    r"(?:(?:phone|tel|telephone|cell|mobile|fax|whatsapp|handy|telefon|móvil|téléphone|hotline)\b"
-    r"[\w\s:.,'’()@#-]{0,24}"
-    r"|(?:number|call|contact|text|sms|ring|reach|dial)\b(?: (?:is|me|us|him|her|them|on|at|back)){0,3}"
-    r"[\s:.,'’()@#-]{0,4})$",
+    r"(?:phone|tel|telephone|cell|mobile|fax|whatsapp|handy|telefon|móvil|téléphone|hotline)\b[\w\s:.,'’()@#-]{0,24}$",
+    re.IGNORECASE,
+)
+_WEAK_CUE = re.compile(
+    r"(?:number|call|contact|text|sms|ring|reach|dial)\b(?: (?:is|me|us|him|her|them|on|at|back)){0,3}"
+    r"[\s:.,'’()@#-]{0,4}$",
     re.IGNORECASE,
 )
 _NOT_A_PHONE = re.compile(
@@ -72,6 +79,7 @@ _ANY_DIGITS = re.compile(r"\d(?:[^a-zA-Z\d]{0,3}\d){6}|\d{2}[A-Z]\d{2}[A-Z]")
 
 
 def _ssn(value: str) -> bool:
+    """No area 000, 666 or 900 and up, no group 00, no serial 0000."""
     digits = re.sub(r"\D", "", value)
     area, group, serial = digits[:3], digits[3:5], digits[5:]
     return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
@@ -84,11 +92,13 @@ def _always(value: str) -> bool:
 _IDS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
     (r"\d{3}-\d{2}-\d{4}", _ssn, ""),  # United States
     (r"\d{3} ?\d{2} ?\d{4}", _ssn, r"ssn|social security"),
+    (r"9\d{2}-\d{2}-\d{4}", _always, r"ssn|itin|tax|social security"),
     (
         r"(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D]",
         _always,
         "",
     ),  # Great Britain, National Insurance
+    (r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-Z]", _always, r"national insurance|nino|\bni\b"),
     (r"\d{3}[ -]?\d{3}[ -]?\d{4}", nhs.is_valid, r"nhs"),
     (r"\d{8}-?[A-Z]", dni.is_valid, ""),  # Spain
     (r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid, ""),
@@ -147,7 +157,8 @@ def _ibans(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
 def _cards(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
     for match in _CARD.finditer(text):
         number = re.sub(r"\D", "", match[0])
-        if _is_card(number) and luhn.is_valid(number):
+        before = text[max(match.start() - _CUE_CHARS, 0) : match.start()]
+        if (_is_card(number) or _CARD_CUE.search(before)) and luhn.is_valid(number):
             yield match.span()
 
 
@@ -198,18 +209,20 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _is_phone(value: str, before: str, regions: Sequence[str]) -> bool:
-    """With a country code: a possible number. Without: a valid one of `regions` that is written like a phone number
-    or announced as one; digits in one run say nothing by themselves."""
+    """With a country code: a possible number. Without: a possible one of `regions` that is announced as a phone number,
+    or a valid one that is written like one; digits in one run say nothing by themselves."""
     international = value.lstrip("(").startswith(("+", "00"))
     if international:
         return _parsed(re.sub(r"^\(?00", "+", value), None, phonenumbers.is_possible_number)
     if _NOT_A_PHONE.search(before):
         return False
-    cue = _PHONE_CUE.search(before) is not None
-    if "US" in regions and (_NANP.fullmatch(value) or (cue and _parsed(value, "US", phonenumbers.is_possible_number))):
+    is_spaced, weak = not value.isdigit(), _WEAK_CUE.search(before) is not None
+    if _PHONE_CUE.search(before) or (weak and is_spaced):
+        return any(_parsed(value, region, phonenumbers.is_possible_number) for region in regions)
+    if "US" in regions and is_spaced and _NANP.match(value):
         return True
-    written = not value.isdigit() and re.search(r"[\s().\-/]", value) is not None and value.lstrip("(")[0] == "0"
-    return (cue or written) and any(_parsed(value, region, phonenumbers.is_valid_number) for region in regions)
+    written = weak or (is_spaced and value.lstrip("(")[0] == "0")
+    return written and any(_parsed(value, region, phonenumbers.is_valid_number) for region in regions)
 
 
 def _parsed(value: str, region: str | None, check: Callable[[phonenumbers.PhoneNumber], bool]) -> bool:
