@@ -8,6 +8,7 @@ runs on the texts at hand. Sources: S. Deerwester et al. (1990); D. Friedman and
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -70,8 +71,12 @@ def close_pairs(points_ND: np.ndarray, threshold: float) -> list[tuple[int, int,
 
 def clusters(points_ND: np.ndarray, num: int, seed: int = 0) -> np.ndarray:
     """Cluster number of every point (k-means++, cosine by unit length)."""
-    num = max(1, min(num, len(points_ND)))
-    return kmeans2(points_ND, num, minit="++", seed=seed)[1]  # type: ignore[call-arg]
+    num = min(num, len(np.unique(points_ND.round(6), axis=0)))
+    if num < 2:
+        return np.zeros(len(points_ND), dtype=np.int64)
+    with warnings.catch_warnings():  # an empty cluster is no news: there are fewer topics then
+        warnings.simplefilter("ignore")
+        return kmeans2(points_ND, num, minit="++", seed=seed)[1]  # type: ignore[call-arg]
 
 
 def vendi_score(points_ND: np.ndarray) -> float:

@@ -253,3 +253,33 @@ def test_decide_refuses_an_output_that_cannot_be_written(project, luthier):
     samples = next(project.parent.glob("runs/evaluate-*")) / "samples.jsonl"
     refused = luthier("decide", "--from", samples, "-o", project / "verdict.json")
     assert isinstance(refused.exception, ConfigError), refused.exception
+
+
+def test_the_split_is_verified_frozen_compared_and_told_apart(project, luthier, tmp_path):
+    assert luthier("prepare", "-c", project).exit_code == 0
+    (first,) = (tmp_path / "runs").glob("prepare-*")
+    held = luthier("verify-split", first)
+    assert held.exit_code == 0 and "holds: nothing crosses" in held.output
+    traffic = tmp_path / "traffic.jsonl"
+    rows = [json.dumps({"prompt": f"{i} Could you PLEASE look again at parcel {i}? It broke!"}) for i in range(60)]
+    traffic.write_text("\n".join(rows) + "\n")
+    assert luthier("data", "compare", traffic, "-c", project).exit_code == 0
+    refused = luthier("data", "compare", traffic, "-c", project, "--policy", "refuse", "-o", tmp_path / "page.html")
+    assert refused.exit_code == 1 and "refused" in refused.output and "far" in (tmp_path / "page.html").read_text()
+    other = ("prepare", "-c", project, "--set", "data.split_seed=7", "--set")
+    assert luthier(*other, f"output_dir={tmp_path / 'other'}").exit_code == 0
+    (second,) = (tmp_path / "other").glob("prepare-*")
+    told = luthier("data", "diff", first, second)
+    assert told.exit_code == 1 and "now trained on" in told.output
+    assert luthier("data", "diff", first, first).exit_code == 0
+    assert luthier("data", "freeze", "-c", project, "--name", "v1").exit_code == 0
+    assert luthier(*other, f"output_dir={tmp_path / 'third'}").exit_code == 0
+    (third,) = (tmp_path / "third").glob("prepare-*")
+    sealed = {json.loads(line)["id"] for line in (first / "test.jsonl").read_text().splitlines()}
+    trained = {json.loads(line)["id"] for line in (third / "train.jsonl").read_text().splitlines()}
+    assert not sealed & trained
+    lines = (first / "test.jsonl").read_text().splitlines()
+    with open(first / "train.jsonl", "a") as file:
+        file.write(lines[0] + "\n")
+    broken = luthier("verify-split", first)
+    assert broken.exit_code == 1 and "does NOT hold" in broken.output and "same row" in broken.output

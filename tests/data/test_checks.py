@@ -1,0 +1,190 @@
+"""The checks as a user meets them: policies, groups, frozen rows, other splits, mixing, and the proof recomputed."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from luthier.config.data import DataSpec
+from luthier.data.compare import compare
+from luthier.data.eval_guard import freeze
+from luthier.data.prepare import prepare
+from luthier.data.quarantine import read_quarantine
+from luthier.data.stored import read_encoded, read_rows
+from luthier.data.verify_split import verify_split
+from luthier.errors import ConfigError, DataError
+from tests.data.stub import WordCodec
+
+WORDS = [f"w{i}" for i in range(900)]
+
+
+def texts(num: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(10, 30))) for _ in range(num)]
+
+
+def write(folder, rows, name="a.jsonl"):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pairs(some, answer="ok"):
+    return [{"prompt": text, "completion": answer} for text in some]
+
+
+def run(folder, **given):
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    spec = DataSpec(**{"train": ("a.jsonl",), **given})
+    return prepare(spec, codec=WordCodec(), sequence_len=512, out=out, base_dir=folder)
+
+
+def all_rows(folder):
+    return [row for split in ("train", "dev", "test") for row in read_rows(folder / "out", split)]
+
+
+def test_redact_changes_every_text_of_the_row_and_drop_sets_it_aside(tmp_path):
+    some = texts(60)
+    rows = pairs(some[:58])
+    rows += [{"prompt": f"{some[58]} mail a@shop.de or b@shop.de", "completion": "to b@shop.de", "by": "a@shop.de"}]
+    rows += [{"prompt": f"{some[59]} card 4111 1111 1111 1111", "completion": "ok"}]
+    write(tmp_path, rows)
+    summary = run(tmp_path, checks={"pii": {"email": "redact", "card": "drop"}})
+    assert summary.rows_read == 60 == summary.rows_kept + summary.rows_quarantined
+    assert summary.quarantined == {"personal data: card": 1}
+    row = next(row for row in all_rows(tmp_path) if row.line == 59)
+    assert row.prompt[0]["content"].endswith("mail [EMAIL_1] or [EMAIL_2]") and row.answer == "to [EMAIL_2]"
+    assert row.columns == {"by": "[EMAIL_1]"}
+    written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix != ".npy")
+    assert "shop.de" not in written and "4111" not in written
+    found = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
+    assert {(f["line"], f["kind"], f["action"]) for f in found} == {(59, "email", "redact"), (60, "card", "drop")}
+
+
+def test_by_default_findings_change_no_row(tmp_path):
+    write(tmp_path, pairs([*texts(50), "please write to someone@example.org about the lamp"]))
+    summary = run(tmp_path)
+    assert summary.rows_kept == 51 and any("someone@example.org" in r.prompt[0]["content"] for r in all_rows(tmp_path))
+    assert any("email 1" in notice for notice in summary.notices)
+
+
+def test_names_that_change_the_answer_are_counted_before_duplicates_go(tmp_path):
+    base = "loan for {} who earns 3000 a month rents a flat in town has two children and no debts at all"
+    rows = [*pairs(texts(60)), {"prompt": base.format("Emily"), "completion": "grant"}]
+    write(tmp_path, [*rows, {"prompt": base.format("Lakisha"), "completion": "refuse"}])
+    groups = {"group_terms": {"a": ("Emily",), "b": ("Lakisha",)}}
+    summary = run(tmp_path, checks=groups)
+    assert len(summary.checks["groups"]["conflicts"]) == 1 and any(
+        "differ only by group" in w for w in summary.warnings
+    )
+    assert run(tmp_path, checks={**groups, "counterfactual": "drop"}).rows_quarantined == 2
+    with pytest.raises(DataError, match="differ only by group"):
+        run(tmp_path, checks={**groups, "counterfactual": "error"})
+
+
+def test_a_wording_and_a_word_list_drop_what_they_find(tmp_path):
+    (tmp_path / "bad.txt").write_text("# words\nblorp\n")
+    write(
+        tmp_path,
+        [*pairs(texts(60)), *pairs(["alpha beta gamma"], "consider increasing dose"), *pairs(["you BLORP now"])],
+    )
+    checks = {"patterns": {"vague": "consider increasing"}, "word_lists": {"rude": "bad.txt"}, "flagged": "drop"}
+    assert run(tmp_path, checks=checks).quarantined == {"word list: rude": 1, "wording: vague": 1}
+    with pytest.raises(DataError, match="cannot be read"):
+        run(tmp_path, checks={"word_lists": {"rude": "nowhere.txt"}})
+
+
+def test_frozen_rows_never_train_again(tmp_path):
+    some = texts(120)
+    write(tmp_path, pairs(some))
+    run(tmp_path)
+    sealed = read_rows(tmp_path / "out", "test")
+    freeze(tmp_path / "frozen_evals.json", "v1", sealed, "here")
+    summary = run(tmp_path, split_seed=5)
+    trained = {row.id for split in ("train", "dev") for row in read_rows(tmp_path / "out", split)}
+    assert not trained & {row.id for row in sealed} and summary.quarantined["frozen for evaluation"] > 0
+    assert summary.rows_read == 120 == summary.rows_kept + summary.rows_quarantined
+    with pytest.raises(DataError, match="frozen for evaluation"):
+        run(tmp_path, split_seed=5, on_frozen="error")
+    with pytest.raises(DataError, match="frozen already"):
+        freeze(tmp_path / "frozen_evals.json", "v1", sealed, "here")
+    with open(tmp_path / "frozen" / "v1.jsonl", "a") as file:
+        file.write("{}\n")
+    with pytest.raises(DataError, match="not what was registered"):
+        run(tmp_path)
+
+
+def test_a_split_by_time_and_by_column(tmp_path):
+    part = {0: "test", 1: "val"}
+    rows = [
+        {**row, "at": f"2024-01-{1 + i % 28:02d}", "part": part.get(i % 9, "train")}
+        for i, row in enumerate(pairs(texts(140)))
+    ]
+    write(tmp_path, [*rows, {**pairs(["no date here"])[0], "at": "soon", "part": "soon"}])
+    summary = run(tmp_path, split={"by": "time", "column": "at"})
+    ranges = summary.proof["time_ranges"]
+    assert ranges["train"][1] < ranges["dev"][0] and ranges["dev"][1] < ranges["test"][0]
+    assert summary.rows_quarantined == 1
+    twin = rows[0]["prompt"] + " more"
+    write(tmp_path, [*rows, {"prompt": twin, "completion": "other", "at": "2024-01-01", "part": "train"}])
+    summary = run(tmp_path, split={"by": "column", "column": "part"}, near_duplicate_threshold=1.0)
+    assert summary.quarantined == {"in one group with a row of test": 1}
+    assert all(row.columns["part"] == "test" for row in read_rows(tmp_path / "out", "test"))
+
+
+def test_mixing_repeats_and_leaves_out_by_plan_and_loses_nothing(tmp_path):
+    write(tmp_path, pairs(texts(100)))
+    write(tmp_path, pairs(texts(40, seed=1), "rare"), "b.jsonl")
+    write(tmp_path, pairs(texts(60, seed=2), "hello"), "general.jsonl")
+    mix = {"weights": {"a.jsonl": 0.5, "b.jsonl": 3}, "replay": {"files": ("general.jsonl",), "share": 0.2}}
+    summary = run(tmp_path, train=("a.jsonl", "b.jsonl"), mix=mix)
+    assert summary.rows_read == 200 == summary.rows_kept + summary.rows_quarantined
+    files = summary.mix["files"]
+    assert files["b.jsonl"]["seen_per_epoch"] == 3 * files["b.jsonl"]["rows"]
+    assert 0.3 < files["a.jsonl"]["seen_per_epoch"] / files["a.jsonl"]["rows"] < 0.7
+    encoded = [row.row_id for row in read_encoded(tmp_path / "out", "train")]
+    assert len(encoded) == summary.mix["rows_seen_per_epoch"] > len(set(encoded)) == summary.splits["train"]
+    assert summary.mix["replay"]["share"] == pytest.approx(0.2, abs=0.01)
+    assert not any(row.source == "general.jsonl" for s in ("dev", "test") for row in read_rows(tmp_path / "out", s))
+    with pytest.raises(ConfigError, match="names no file"):
+        run(tmp_path, mix={"weights": {"c.jsonl": 2}})
+
+
+def test_the_proof_is_recomputed_from_the_files_and_a_moved_row_breaks_it(tmp_path):
+    some = texts(120)
+    write(tmp_path, pairs(some))
+    run(tmp_path)
+    out = tmp_path / "out"
+    assert verify_split(out).holds
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    test_row = json.loads((out / "test.jsonl").read_text().splitlines()[0])
+    words = test_row["messages"][0]["content"].split()
+    test_row["messages"][0]["content"] = " ".join([*words, "extra"])
+    test_row |= {"id": "0" * 16, "group": "other"}
+    with open(moved / "train.jsonl", "a") as file:
+        file.write(json.dumps(test_row) + "\n")
+    found = verify_split(moved)
+    assert [c.kind for c in found.crossings] == ["similar prompt"] and not found.holds
+
+
+def test_traffic_of_another_kind_is_far_and_of_the_same_kind_is_not(tmp_path):
+    write(tmp_path, pairs(texts(300)))
+    run(tmp_path)
+    rows = all_rows(tmp_path)
+    assert compare(rows[:200], [], rows[200:]).far == []
+    write(tmp_path, pairs([f"Why is my {text}? Please!" for text in texts(300, seed=9)]))
+    run(tmp_path)
+    far = compare(rows, [], all_rows(tmp_path)).far
+    assert "asks with a question mark" in far and "turns" not in far
+
+
+def test_quoted_evaluation_items_leave_training(tmp_path):
+    some = texts(80)
+    write(tmp_path, [*pairs(some[:60]), *pairs([f"{some[60]} {some[70]} {some[61]}"])])
+    write(tmp_path, [{"q": some[70], "a": "x"}], "bench.jsonl")
+    assert run(tmp_path).rows_quarantined == 0
+    run(tmp_path, decontaminate=("bench.jsonl",))
+    assert [(e.line, e.reason) for e in read_quarantine(tmp_path / "out" / "quarantine.jsonl")] == [
+        (61, "quotes an evaluation item")
+    ]
