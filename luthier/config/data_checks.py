@@ -64,7 +64,7 @@ class ChecksSpec(Spec):
     documents: Flag = "off"
     """Plain English documents against the rules of Gopher, C4 and FineWeb."""
     word_lists: dict[str, str] = Field(default={})
-    """Name -> path of a list of words (one a line) that must not stand in a row, e.g. toxicity. None is shipped."""
+    """Name -> path of a list of words (one a line) that must not stand in a row, e.g. toxicity. No list is shipped."""
     patterns: dict[str, str] = Field(default={})
     """Name -> regular expression of wordings that are too vague, e.g. vague_dose: "consider increasing"."""
     flagged: Literal["report", "drop"] = "report"
