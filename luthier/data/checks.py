@@ -18,7 +18,7 @@ from pathlib import Path
 from luthier.config.data_checks import ChecksSpec
 from luthier.data.items import Item, prompt_text
 from luthier.data.quarantine import Quarantine
-from luthier.data.row_texts import map_texts, texts_of
+from luthier.data.row_texts import column_texts, joined_pieces, map_texts, texts_of
 from luthier.errors import ConfigError
 from luthier.text import pii, secrets
 from luthier.text.findings import Finding, redact
@@ -68,6 +68,11 @@ class Checker:
 
     def _one(self, item: Item) -> Item | None:
         found = {path: self._find(text) for path, text in texts_of(item.row)}
+        if self._redacted:
+            found |= {
+                path: [one for one in self._find(text) if one.kind in self._redacted]
+                for path, text in column_texts(item.row)
+            }
         hits = [hit for path, some in found.items() for hit in self._private_hits(item.row, path, some)]
         hits += self._flags(item.row)
         dropped = next((hit for hit in hits if hit.action == "drop"), None)
@@ -77,8 +82,19 @@ class Checker:
             self._quarantine.add(item.record, detail, reason=detail, is_fault=False)
             return None
         if self._redacted and any(hit.action == "redact" for hit in hits):
-            return replace(item, row=self._redact(item.row))
+            return self._redacted_item(item)
         return item
+
+    def _redacted_item(self, item: Item) -> Item | None:
+        row = self._redact(item.row)
+        left = next(
+            (one for text in joined_pieces(row) for one in self._find(text) if one.kind in self._redacted), None
+        )
+        if left:
+            detail = f"{left.kind} stands across two pieces of a row and cannot be redacted"
+            self._quarantine.add(item.record, detail, is_fault=False)
+            return None
+        return replace(item, row=row)
 
     def _find(self, text: str) -> list[Finding]:
         found = find_pii(text, self._pii, self._spec.pii.regions) if self._pii else []

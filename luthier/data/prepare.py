@@ -115,6 +115,10 @@ def _load(run: Run) -> dict[str, list[Item]]:
 
 GENERAL: dict[str, Any] = {
     "format": "auto",
+    "fields": {},
+    "roles": {},
+    "answer_language": "text",
+    "text_unit": "auto",
     "prompt": None,
     "completion": None,
     "json_fields": (),
@@ -189,7 +193,8 @@ def _remove_leaks(run: Run, train: list[Item], test: list[Item]) -> list[Item]:
 def _remove_quoted(run: Run, train: list[Item], replay: list[Item], test: list[Item]) -> tuple[list[Item], list[Item]]:
     """Both without the rows that quote a test row or an item of data.decontaminate; replay also without test's like."""
     against = [EvalText(prompt_text(item.row), item.record.place) for item in test]
-    against += read_eval_texts(find_sources(run.spec.decontaminate, "decontaminate", run.base_dir))
+    files = find_sources(run.spec.decontaminate, "decontaminate", run.base_dir, allow_hub=run.spec.allow_hub)
+    against += read_eval_texts(files)
     kept = remove_quoted(train, against, run.quarantine)
     if not kept:
         raise DataError("every training row quotes an evaluation item", hint="is data.decontaminate the training data?")

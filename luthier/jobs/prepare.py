@@ -21,7 +21,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 from luthier.text.terms import read_terms
 
-VERSION = 2
+VERSION = 3
 
 
 def prepare(project: Project) -> None:
@@ -77,7 +77,10 @@ def evaluate_spec(project: Project) -> EvaluateSpec:
 def _files(data: DataSpec, folder: Path) -> dict[str, Path]:
     """name -> every file that the preparation reads: rows, schema, evaluation items, frozen sets, word lists."""
     files = {source.name: source.path for sources in sources_of(data, folder).values() for source in sources}
-    files |= {source.name: source.path for source in find_sources(data.decontaminate, "decontaminate", folder)}
+    files |= {
+        source.name: source.path
+        for source in find_sources(data.decontaminate, "decontaminate", folder, allow_hub=data.allow_hub)
+    }
     if data.json_schema:
         load_schema(folder / data.json_schema)
         files[data.json_schema] = folder / data.json_schema
