@@ -52,10 +52,10 @@ class DataSpec(Spec):
     """Files of prompts without answers: more distinct inputs for the format gate."""
     format: FormatName = "auto"
     """Shape of a row; auto looks at the keys of the first 200 rows and says what it found."""
-    fields: dict[str, str] = Field({})
+    fields: dict[str, str] = Field(default={})
     """Columns by their part of the format, where the files call them otherwise, e.g. {turns: dialogue, role: speaker,
     content: said} (needs `format`)."""
-    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field({})
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
     """Further names of roles in the files, e.g. {customer: user, agent: assistant}."""
     preferred_only: bool = False
     """Fine-tune on the preferred side of preference data: chosen answers, answers labelled desirable, answers whose

@@ -2,18 +2,26 @@
 
 import json
 import random
+import re
 import shutil
+from collections import Counter
 
 import pytest
 
 from luthier.config.data import DataSpec
+from luthier.config.data_checks import ChecksSpec, PiiSpec
+from luthier.data.checks import Checker
+from luthier.data.clean import clean_content
 from luthier.data.compare import compare
 from luthier.data.eval_guard import freeze
+from luthier.data.items import Item, row_id
 from luthier.data.prepare import prepare
-from luthier.data.quarantine import read_quarantine
+from luthier.data.quarantine import Quarantine, read_quarantine
+from luthier.data.records import Record
 from luthier.data.stored import read_encoded, read_rows
 from luthier.data.verify_split import verify_split
 from luthier.errors import ConfigError, DataError
+from luthier.types import Message, Row
 from tests.data.stub import WordCodec
 
 WORDS = [f"w{i}" for i in range(900)]
@@ -59,6 +67,73 @@ def test_redact_changes_every_text_of_the_row_and_drop_sets_it_aside(tmp_path):
     assert "shop.de" not in written and "4111" not in written
     found = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
     assert {(f["line"], f["kind"], f["action"]) for f in found} == {(59, "email", "redact"), (60, "card", "drop")}
+
+
+def test_redact_reaches_calls_rejected_sides_pieces_and_columns_and_keeps_what_turns_carry(tmp_path):
+    mail, spec = "eve@shop.de", ChecksSpec(pii=PiiSpec(email="redact"))
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    call = {"type": "function", "id": "c1", "function": {"name": "find", "arguments": {"name": mail, "n": 3}}}
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": f"who is {mail}", "tools": tools},
+        {"role": "assistant", "content": "", "tool_calls": [call], "train": False},
+        {"role": "tool", "content": "a customer", "tool_call_id": "c1"},
+        {"role": "assistant", "content": f"a customer\n{mail}"},
+    )
+    steps = (("a customer", True), (mail, False))
+    no: tuple[Message, ...] = ({"role": "assistant", "content": f"{mail}, no idea"},)
+    rows = [
+        Row(row_id(turns, ""), turns, rejected=no, steps=steps, label=True, columns={"name": mail}),
+        Row("b", text=f"to {mail} now", segments=(("to ", False), (f"{mail} now", True))),
+        Row("c", text=f"to {mail}", segments=(("to eve", False), ("@shop.de", True))),
+        Row("d", text="nothing here", columns={"by": {"name": [mail]}}),
+    ]
+    quarantine = Quarantine()
+    checker = Checker(spec, tmp_path, quarantine)
+    items = checker.run([Item(row, Record("a.jsonl", n, 0, 0, "")) for n, row in enumerate(rows, start=1)])
+    chat, segmented, column = (item.row for item in items)
+    assert mail not in repr(items) and [e.line for e in quarantine.entries] == [3]
+    assert "cannot be redacted" in quarantine.entries[0].detail
+    function = chat.messages[1].get("tool_calls", [{}])[0]["function"]
+    assert function == {"name": "find", "arguments": {"name": "[EMAIL_1]", "n": 3}}
+    assert chat.messages[0].get("tools") == tools and chat.messages[1].get("train") is False
+    assert chat.messages[2].get("tool_call_id") == "c1" and chat.label is True
+    assert chat.rejected[0]["content"] == "[EMAIL_1], no idea"
+    assert chat.steps == (("a customer", True), ("[EMAIL_1]", False))
+    assert segmented.segments == (("to ", False), ("[EMAIL_1] now", True)) and segmented.text == "to [EMAIL_1] now"
+    assert chat.id == row_id(chat.messages, "") and segmented.id == row_id((), segmented.text, segmented.segments)
+    assert column.columns == {"by": {"name": ["[EMAIL_1]"]}}
+
+
+def test_cleaning_repairs_text_and_keeps_what_turns_carry_and_the_space_of_code():
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": "cafÃ© ?", "tools": [{"type": "function"}]},
+        {"role": "assistant", "content": "    return 1\n", "train": True},
+    )
+    counts: Counter[str] = Counter()
+    clean, _ = clean_content(turns, "", DataSpec(train=("a",), answer_language="code"), counts)
+    assert clean[0] == {"role": "user", "content": "café ?", "tools": [{"type": "function"}]}
+    assert clean[1] == turns[1] and counts["damaged encoding repaired"] == 1
+    kept, _ = clean_content(turns, "", DataSpec(train=("a",), checks=ChecksSpec(encoding="report")), counts)
+    assert kept[0]["content"] == "cafÃ© ?" and counts["damaged encoding (kept)"] == 1
+
+
+def test_the_report_marks_what_is_trained_in_its_samples(tmp_path):
+    write(tmp_path, pairs(texts(60), "the <answer>"))
+    out = tmp_path / "out"
+    out.mkdir()
+    how = {"codec": WordCodec(), "sequence_len": 512, "out": out, "base_dir": tmp_path}
+    spec = DataSpec(train=("a.jsonl",))
+    prepare(spec, **how, show=lambda row: [(row.prompt[0]["content"], False), ("\n", False), (row.answer, True)])
+    marked = re.findall("<mark>(.*?)</mark>", (out / "report.html").read_text())
+    assert marked and set(marked) == {"the &lt;answer&gt;"}
+
+
+def test_the_same_vocabulary_is_grouped_by_the_key_of_the_config(tmp_path):
+    twins = ["lamp bulb light shade switch", "switch light lamp shade bulb"]
+    write(tmp_path, pairs([*texts(60), *twins]))
+    assert "same vocabulary" not in run(tmp_path).proof["edges_by_kind"]
+    assert run(tmp_path, semantic_threshold=0.9).proof["edges_by_kind"]["same vocabulary"] == 1
+    assert len({row.group for row in all_rows(tmp_path) if row.prompt[0]["content"] in twins}) == 1
 
 
 def test_by_default_findings_change_no_row(tmp_path):

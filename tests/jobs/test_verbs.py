@@ -258,6 +258,7 @@ def test_decide_refuses_an_output_that_cannot_be_written(project, luthier):
 def test_the_split_is_verified_frozen_compared_and_told_apart(project, luthier, tmp_path):
     assert luthier("prepare", "-c", project).exit_code == 0
     (first,) = (tmp_path / "runs").glob("prepare-*")
+    assert "<mark>" in (first / "report.html").read_text()
     held = luthier("verify-split", first)
     assert held.exit_code == 0 and "holds: nothing crosses" in held.output
     traffic = tmp_path / "traffic.jsonl"
