@@ -57,7 +57,7 @@ def prepare(
     """
     _check(spec)
     run = Run(spec, base_dir, Quarantine(), PreparedSummary(sequence_len), Counter())
-    rows = _checked(run, _load(run), out)
+    rows = _checked(run, _load(run))
     train, test, replay = (_deduplicate(run, rows[role]) for role in ("train", "test", "replay"))
     train = _remove_leaks(run, train, test)
     train, replay = _remove_quoted(run, train, replay, test)
@@ -145,11 +145,11 @@ def _load_role(run: Run, sources: Sequence[Source], spec: DataSpec, *, needs_ans
     return items
 
 
-def _checked(run: Run, rows: dict[str, list[Item]], out: Path) -> dict[str, list[Item]]:
-    """The rows of every role after the checks; findings.jsonl is written."""
+def _checked(run: Run, rows: dict[str, list[Item]]) -> dict[str, list[Item]]:
+    """The rows of every role after the checks."""
     checker = Checker(run.spec.checks, run.base_dir, run.quarantine)
     checked = {role: checker.run(items) for role, items in rows.items()}
-    (out / "findings.jsonl").write_text(checker.lines(), encoding="utf-8", newline="\n")
+    run.findings.append(checker.lines())
     run.summary.checks["findings"] = checker.counts()
     run.summary.checks["languages"] = dict(checker.languages.most_common())
     checked["train"] = compare_groups(checked["train"], run.spec.checks, run.quarantine, run.summary)
@@ -270,6 +270,7 @@ def _write(
     for name in ("train", "dev"):
         write_encoded(out, name, [row for one in (seen if name == "train" else splits[name]) for row in one.rows])
     (out / "quarantine.jsonl").write_text(run.quarantine.lines(), encoding="utf-8", newline="\n")
+    (out / "findings.jsonl").write_text("".join(run.findings), encoding="utf-8", newline="\n")
     (out / "summary.json").write_text(run.summary.as_json(), encoding="utf-8", newline="\n")
     lengths = [one.num_tokens for rows in splits.values() for one in rows]
     rows = {name: [one.item.row for one in part] for name, part in splits.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.config.data import DataSpec
@@ -14,13 +14,14 @@ from luthier.errors import DataError
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of one run needs."""
+    """What every step of one run needs. findings: lines of findings.jsonl, written when all has gone well."""
 
     spec: DataSpec
     base_dir: Path
     quarantine: Quarantine
     summary: PreparedSummary
     cleaned: Counter[str]
+    findings: list[str] = field(default_factory=list)
 
 
 def refuse_too_many_faults(run: Run) -> None:
