@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from luthier.adapters.peft_files import load_adapter
+from luthier.adapters.stored import load_adapter
 from luthier.errors import ArtifactError, BaseModelError
 from luthier.models.load import load_model
 from tests.jobs.toy import make_texts, write_project
