@@ -19,6 +19,7 @@ import torch
 
 from luthier.bases.resolve import default_cache_dir
 from luthier.bases.shapes import Shapes
+from luthier.graders.sandbox.box import sandbox_tier
 from luthier.jobs.finding import Finding
 from luthier.models.probe import probe_machine
 from luthier.plan.machines import usable_memory_bytes
@@ -257,6 +258,14 @@ def speed() -> Finding:
     return Finding("speed", told)
 
 
+def sandbox(tier: str) -> Finding:
+    """Whether generated code can be run here; tier: graders/sandbox's own word after it has attacked itself."""
+    if not tier.startswith("none"):
+        return Finding("sandbox", tier)
+    why = "answers that are code cannot be run safely here, so evaluate.metric: unit_tests is refused"
+    return Finding("sandbox", tier, "note", why, "docs/sandbox.md says what the kernel must offer")
+
+
 def examine(output_dir: Path) -> Iterator[Finding]:
     """All of it, on this machine."""
     cache = default_cache_dir()
@@ -268,6 +277,7 @@ def examine(output_dir: Path) -> Iterator[Finding]:
     yield from threads(Threads.here())
     yield instructions()
     yield speed()
+    yield sandbox(sandbox_tier())
 
 
 def _existing(path: Path) -> Path:

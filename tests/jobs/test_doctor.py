@@ -232,3 +232,9 @@ def test_a_doctor_without_torch_says_so_instead_of_breaking(tmp_path):
     told = json.loads(done.stdout)["findings"]
     assert done.returncode == 1 and told[-1]["what"] == "import" and "libcudart" in told[-1]["found"]
     assert any(one["what"] == "transformers" and one["verdict"] == "ok" for one in told)
+
+
+def test_the_sandbox_tells_its_tier_or_why_there_is_none():
+    assert machine.sandbox("landlock+seccomp").verdict == "ok"
+    none = machine.sandbox("none: no Landlock")
+    assert none.verdict == "note" and "unit_tests" in none.why and none.mend
