@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup setup-locked test test-slow lint demo demo-check lock sbom dist clean
+.PHONY: setup setup-locked test test-slow torture lint demo demo-check lock sbom dist clean
 
 setup: $(VENV)/.done
 
@@ -24,6 +24,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+torture: setup
+	$(BIN)/python -m benchmarks.torture
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 torch.
 
 Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING,
-12 INCONCLUSIVE, 20 verify found a broken link, 75 interrupted and resumable, 1 crash, 2 usage.
+12 INCONCLUSIVE, 20 verify found a broken link, 74 a checkpoint could not be written (those before it stand),
+75 interrupted and resumable, 1 crash, 2 usage.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import faulthandler
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 EXIT_CODE = 75  # as an interruption: the same command goes on
@@ -50,8 +51,9 @@ class Watchdog:
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-        if not self.path.stat().st_size:
-            self.path.unlink()
+        with suppress(OSError):  # on a disk turned read-only it stays, and what ended the run is told
+            if not self.path.stat().st_size:
+                self.path.unlink()
 
     def _arm(self) -> None:
         self._armed_s = time.monotonic()

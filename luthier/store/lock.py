@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from luthier.errors import ArtifactError
@@ -36,7 +36,8 @@ def locked(path: Path, *, what: str, wait: bool = False, hint: str = "") -> Iter
         os.pwrite(handle, json.dumps(_me()).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk turned read-only must not hide what ended the work; a free lock bars nobody
+            path.unlink(missing_ok=True)
         os.close(handle)
 
 

@@ -211,6 +211,28 @@ def test_rotation_keeps_best_and_newest(tmp_path):
     assert same(weights_of(model), at_best)
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_lost_best_checkpoint_is_replaced_by_the_best_that_stands(tmp_path, lost):
+    """The choice is made again among what is there, and said; otherwise the best stays the best."""
+    scores = [0.0, 0.1, 0.9, 0.5, 0.2, 0.4, 0.3, 0.3, 0.3, 0.3]
+    spec = spec_of(eval_steps=1, save_steps=1, save_total_limit=3, metric_for_best="acc", eval_task_rows=1, max_steps=9)
+    judged = {"on_eval": lambda step, sampler: {"acc": scores[step]}, "make_sampler": lambda: None}
+    _interrupted(spec, tmp_path, 6, **judged)
+    root, said = tmp_path / "checkpoints", []
+    assert sorted(path.name[-1] for path in root.iterdir()) == ["2", "5", "6"]
+    expected = 5 if lost else 2
+    at_best = checkpoint.load_weights(checkpoint.folder_of(root, expected))
+    if lost:
+        (root / "step-000002" / "weights.safetensors").write_bytes(b"torn")
+    model = small_model(dropout=0.2)
+    result = run(model, spec, tmp_path, notice=said.append, **judged)
+    assert (result.best_step, result.best_metric) == (expected, scores[expected])
+    assert same(weights_of(model), at_best)
+    words = ["the best checkpoint, that of step 2, is lost; best of those that stand: step 5"]
+    assert said == (words if lost else [])
+    assert (root / "torn" / "step-000002").exists() == lost
+
+
 def test_rotation_deletes_nothing_when_the_new_one_does_not_read_back(tmp_path):
     """A torn newest checkpoint must not cost an older whole one."""
     for step in (1, 2, 3):

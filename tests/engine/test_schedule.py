@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from luthier.engine.schedule import learning_rate_at
+from luthier.errors import Interrupted
 from tests.engine.small import run, small_model, spec_of
 
 
@@ -44,3 +46,34 @@ def test_logged_rate_is_the_closed_form(tmp_path, accumulation):
     result = run(small_model(), spec, tmp_path, dev_set=None)
     logged = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert logged == [learning_rate_at(step, result.total_steps, spec) for step in range(result.total_steps)]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_applied_rate_is_the_closed_form_across_a_resume(tmp_path, accumulation):
+    """What the optimizer is given at each of its steps, written out by hand, cut in the warmup and in the decay."""
+    spec = spec_of(gradient_accumulation_steps=accumulation, num_epochs=4, warmup_ratio=0.3, lr_scheduler="cosine")
+    applied, done = [], [0]
+
+    def progress(now, total, **figures):
+        done[0] = now
+
+    def note(optimizer, args, kwargs):
+        applied.append(optimizer.param_groups[0]["lr"])
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        for cut in (2, 6):
+            with pytest.raises(Interrupted):
+                stop = lambda cut=cut: done[0] >= cut  # noqa: E731
+                run(small_model(), spec, tmp_path, rehearse=False, progress=progress, stop=stop)
+        total = run(small_model(), spec, tmp_path, rehearse=False).total_steps
+    finally:
+        hook.remove()
+    num_warmup = math.ceil(0.3 * total)
+    assert 2 < num_warmup < total - 1
+    rising = [1e-2 * (step + 1) / num_warmup for step in range(num_warmup)]
+    falling = [
+        0.5e-2 * (1 + math.cos(math.pi * (step - num_warmup) / (total - num_warmup)))
+        for step in range(num_warmup, total)
+    ]
+    assert applied == pytest.approx(rising + falling, rel=1e-12)

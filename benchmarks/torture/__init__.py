@@ -1,0 +1,1 @@
+"""Faults injected into training, through one harness, for luthier and for transformers' Trainer."""

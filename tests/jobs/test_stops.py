@@ -1,0 +1,75 @@
+"""Training from the command line, stopped by a real signal or by a disk that refuses, and gone on with."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.toy import make_texts, write_project
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = ("--set", "train.micro_batch_tokens=128", "--set", "train.num_epochs=12", "--set", "train.num_threads=1")
+
+
+@pytest.fixture
+def project(tmp_path, tiny_base, luthier):
+    path = write_project(tmp_path / "whole", tiny_base, make_texts(40, seed=3))
+    assert luthier("prepare", "-c", path).exit_code == 0
+    return path
+
+
+def _copy(project, name):
+    """The same project, prepared, in another folder."""
+    return Path(shutil.copytree(project.parent, project.parent.with_name(name))) / project.name
+
+
+def _start(project, **settings):
+    command = [sys.executable, "-m", "luthier", "train", "-c", str(project), *LONG]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **settings,
+    )  # fmt: skip
+
+
+def _adapter(project):
+    return next(project.parent.glob("runs/train-*/adapter/adapter_model.safetensors")).read_bytes()
+
+
+def _log(project):
+    path = next(project.parent.glob("runs/train-*/metrics.jsonl"))
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in path.read_text().splitlines()
+    ]
+
+
+def test_sigterm_ends_with_75_and_the_same_command_goes_on_exactly(project, luthier):
+    cut = _copy(project, "cut")
+    running = _start(cut)
+    while running.poll() is None and not any(path.stat().st_size for path in cut.parent.glob("runs/*.work/m*.jsonl")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 75 and "error: stopped after step" in said, said
+    assert "hint: run the same command again" in said and "Traceback" not in said
+    assert not list(cut.parent.glob("runs/train-*/adapter"))
+    for path in (cut, project):
+        done = luthier("train", "-c", path, *LONG)
+        assert done.exit_code == 0, done.exception
+    assert _adapter(cut) == _adapter(project) and _log(cut) == _log(project)
+
+
+def test_a_disk_that_refuses_ends_with_74_and_the_same_command_goes_on(project, luthier):
+    """No file may grow beyond 40 kB, a real error of the kernel: the adapter's weights do not fit, the log does."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # noqa: E731
+    refused = _start(project, preexec_fn=limit)
+    _, said = refused.communicate(timeout=60)
+    assert refused.returncode == 74 and "cannot be written (" in said and "there is none before it" in said, said
+    assert "hint: free some space" in said and "Traceback" not in said
+    assert luthier("train", "-c", project, *LONG).exit_code == 0
