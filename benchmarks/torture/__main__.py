@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.torture.trial import (
     COUNT,
@@ -239,12 +240,12 @@ def main() -> None:
 
 
 def _keep(path: Path, row: str, name: str, figures: dict) -> None:
-    report = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     versions = {package: version(package) for package in ("torch", "transformers")}
     report |= {
         "steps": SETTINGS.steps,
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
     }
     report["rows"].setdefault(row, {})[name] = figures

@@ -1,5 +1,6 @@
 """Spikes are refused by name and hide nothing; a tensor that gets no gradient is an error (R16, R18)."""
 
+import contextlib
 import math
 import random
 
@@ -7,7 +8,7 @@ import pytest
 
 from luthier.engine.numerics import MIN_HISTORY, SPIKES_IN_A_ROW, Updates
 from luthier.engine.state import RunState
-from luthier.engine.step import Spike, StepFigures
+from luthier.engine.step import NonFinite, Spike, StepFigures
 from luthier.errors import TrainError
 from tests.engine.small import plain_model, run, spec_of
 
@@ -43,6 +44,19 @@ def test_a_new_level_is_accepted_after_some_spikes_in_a_row(tmp_path):
     updates = watcher(tmp_path)
     assert not any(take(updates, 1.0 + 0.01 * (i % 3), 1.0) for i in range(MIN_HISTORY))
     assert [take(updates, 9.0, 1.0) for _ in range(SPIKES_IN_A_ROW + 2)] == [True] * SPIKES_IN_A_ROW + [False] * 2
+
+
+@pytest.mark.parametrize(("steps", "ends"), [((10, 60, 109), True), ((10, 60, 110), False), ((10, 11), True)])
+def test_the_third_step_in_a_hundred_that_is_not_finite_ends_the_run(tmp_path, steps, ends):
+    updates = watcher(tmp_path)
+    *before, last = (NonFinite("nan", StepFigures(math.nan, 1.0, 10, 5, 0), ("row-1",), hint="") for _ in steps)
+    for step, refused in zip(steps, before, strict=False):
+        updates.state.step = step - 1
+        updates.refuse(refused)
+    updates.state.step = steps[-1] - 1
+    with pytest.raises(NonFinite) if ends else contextlib.nullcontext():
+        updates.refuse(last)
+    assert [record["step"] for record in updates.ledger.read()] == list(steps)
 
 
 def test_a_tensor_that_gets_no_gradient_ends_the_run_by_name(tmp_path):

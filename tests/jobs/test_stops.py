@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from luthier.jobs.train import _stop_flag
 from tests.jobs.toy import make_texts, write_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +31,8 @@ def _copy(project, name):
     return Path(shutil.copytree(project.parent, project.parent.with_name(name))) / project.name
 
 
-def _start(project, **settings):
-    command = [sys.executable, "-m", "luthier", "train", "-c", str(project), *LONG]
+def _start(project, *more, **settings):
+    command = [sys.executable, "-m", "luthier", "train", "-c", str(project), *LONG, *more]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **settings,
@@ -67,9 +68,34 @@ def test_sigterm_ends_with_75_and_the_same_command_goes_on_exactly(project, luth
 
 def test_a_disk_that_refuses_ends_with_74_and_the_same_command_goes_on(project, luthier):
     """No file may grow beyond 40 kB, a real error of the kernel: the adapter's weights do not fit, the log does."""
+    refused, short = _copy(project, "refused"), ("--set", "train.max_steps=3")
+    assert luthier("train", "-c", project, *LONG, *short).exit_code == 0  # first: it fills the cache of compiled loops
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # noqa: E731
-    refused = _start(project, preexec_fn=limit)
-    _, said = refused.communicate(timeout=60)
-    assert refused.returncode == 74 and "cannot be written (" in said and "there is none before it" in said, said
+    running = _start(refused, *short, preexec_fn=limit)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 74 and "cannot be written (" in said and "there is none before it" in said, said
     assert "hint: free some space" in said and "Traceback" not in said
-    assert luthier("train", "-c", project, *LONG).exit_code == 0
+    assert luthier("train", "-c", refused, *LONG, *short).exit_code == 0
+    assert _adapter(refused) == _adapter(project) and _log(refused) == _log(project)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(number):
+    """The second one goes to whoever had the signal before, and so does one that comes afterwards."""
+
+    class Ended(Exception):
+        pass
+
+    def end(*_):
+        raise Ended
+
+    mine = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended), _stop_flag() as stop:
+            assert not stop()
+            os.kill(os.getpid(), number)
+            assert stop()
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, mine)
