@@ -198,11 +198,7 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
             notice=console.warn,
             adapted=adapted,
         )
-        if stop():  # after its last step: what follows in the same command must not begin
-            raise Interrupted(
-                "stopped after the last step; all of it is saved",
-                hint="run the same command again: it goes on from there",
-            )
+        _stop_here(stop())
     if profiler is not None:
         tell_profile(profiler)
     save_adapter(adapted, adapter_folder, opened.base.name)
@@ -214,6 +210,14 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
         "machine": None if machine is None else dataclasses.asdict(machine),
         "planned": planned,
     }
+
+
+def _stop_here(asked: bool) -> None:
+    """After its last step: what follows in the same command must not begin."""
+    if asked:
+        raise Interrupted(
+            "stopped after the last step; all of it is saved", hint="run the same command again: it goes on from there"
+        )
 
 
 def _probe(session: _Session) -> MachineProfile | None:
