@@ -146,7 +146,7 @@ def child_train(job: dict) -> dict:
     from luthier.data.stored import EncodedSet
     from luthier.engine.loop import train
     from luthier.kernels.allocator import keep_freed_memory
-    from luthier.losses.registry import LOSSES
+    from luthier.losses.sft import sft_loss_sum
     from luthier.models.int8 import load_frozen
     from luthier.types import EncodedRow
 
@@ -167,7 +167,7 @@ def child_train(job: dict) -> dict:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as run_dir:
         result = train(
-            model, LOSSES["sft"], spec, train_set=EncodedSet.of(rows), dev_set=None, make_batch=make_batch,
+            model, sft_loss_sum, spec, train_set=EncodedSet.of(rows), dev_set=None, make_batch=make_batch,
             plan_epoch=epoch_batches, run_dir=Path(run_dir),
             progress=lambda done, total, **_: ends.append(time.perf_counter()),
         )  # fmt: skip

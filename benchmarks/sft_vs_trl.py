@@ -99,7 +99,7 @@ def child_luthier(job: dict) -> dict:
     from luthier.data.pack import make_batch, make_shared_batch
     from luthier.engine.loop import train
     from luthier.kernels.allocator import keep_freed_memory
-    from luthier.losses.registry import LOSSES
+    from luthier.losses.sft import sft_loss_sum
     from luthier.models.int8 import load_frozen
     from luthier.types import EncodedRow
 
@@ -114,7 +114,7 @@ def child_luthier(job: dict) -> dict:
     ends: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as run_dir:
         train(
-            model, LOSSES["sft"], spec, train_set=rows, dev_set=None,
+            model, sft_loss_sum, spec, train_set=rows, dev_set=None,
             make_batch=make_shared_batch if job["share_prefix"] else make_batch,
             plan_epoch=lambda *_: job["groups"], run_dir=Path(run_dir),
             progress=lambda done, total, **_: ends.append(clocks()),

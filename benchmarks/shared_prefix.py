@@ -89,7 +89,7 @@ def run(base: Path, rows: list, args: argparse.Namespace, shared: bool) -> tuple
     from luthier.config.train import TrainSpec
     from luthier.data.pack import make_batch, make_shared_batch
     from luthier.engine.loop import train
-    from luthier.losses.registry import LOSSES
+    from luthier.losses.sft import sft_loss_sum
     from luthier.models.load import load_model
 
     model = load_model(base, dtype=args.dtype)
@@ -103,7 +103,7 @@ def run(base: Path, rows: list, args: argparse.Namespace, shared: bool) -> tuple
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         train(
-            model, LOSSES["sft"], spec, train_set=rows, dev_set=None, plan_epoch=lambda *_: packs,
+            model, sft_loss_sum, spec, train_set=rows, dev_set=None, plan_epoch=lambda *_: packs,
             make_batch=make_shared_batch if shared else make_batch, run_dir=Path(folder),
             progress=lambda done, total, **_: ends.append(time.perf_counter()),
         )  # fmt: skip

@@ -1,11 +1,12 @@
 """The few nouns that cross rooms. No torch, no third-party imports: arrays are typed by protocol.
 
-Shape legend: T tokens of a packed micro-batch, D documents in it (cu_seqlens has D + 1 entries).
+Shape legend: T tokens of a packed micro-batch, D documents in it (cu_seqlens has D + 1 entries), K kept positions, S
+sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypedDict
@@ -74,11 +75,35 @@ class Row:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of one training row and which of them carry loss. len(ids) == len(trained); trained[0] is False."""
+    """Token ids of one training row and which of them carry loss. len(ids) == len(trained); trained[0] is False.
+
+    weights: of each token's loss, () = 1 everywhere. companions: further sequences that the loss must see beside this
+    one (the rejected side of a pair); they never part from it. All rows of a set have equally many.
+    """
 
     row_id: str
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
+    weights: tuple[float, ...] = ()
+    companions: tuple[EncodedRow, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[EncodedRow, ...]:
+        """Itself, then its companions."""
+        return (self, *self.companions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return sum(len(sequence.ids) for sequence in self.sequences)
+
+
+class RowSet(Protocol):
+    """Encoded rows by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> EncodedRow: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,9 @@ class Batch:
     rows in it. parents_D: None, or for each document the index of the earlier document that it continues (a prefix
     shared by several rows, computed once), -1 for none. A parent has no parent, stands right before its children, is no
     row and carries no loss; a child's positions go on after it.
+    sequences_K: which sequence each kept position belongs to; those of row_ids[i] are numbered from i times the
+    sequences of a row. columns: what else a loss `needs`, by name; names end in _K (a value for each kept position), _S
+    (for each sequence) or _R (for each row).
     """
 
     ids_T: Any
@@ -99,6 +127,8 @@ class Batch:
     targets_K: Any
     row_ids: tuple[str, ...] = ()
     parents_D: Any = None
+    sequences_K: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_trained(self) -> int:

@@ -46,13 +46,18 @@ class AdaptedModel:
                 whole[id(module.weight)] = module.in_features * module.out_features
         return self.num_trainable / sum(whole.values())
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether `disable` can bring the base back."""
+        return self.spec.facts.keeps_base and not self.extra_weights
+
     @contextmanager
     def disable(self) -> Iterator[nn.Module]:
         """Inside the block the model is the untouched base, bit for bit.
 
         Raises TrainError for a method that trains the base's own weights: nobody keeps a second copy of them.
         """
-        if self.extra_weights or not self.spec.facts.keeps_base:
+        if not self.keeps_base:
             raise TrainError(
                 f"adapter.method {self.spec.method}: the base's own weights are trained and cannot be switched back",
                 hint="load the base again beside it",

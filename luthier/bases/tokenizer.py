@@ -84,6 +84,11 @@ class Tokenizer:
         """sha256 over the names and digests of these files."""
         return digest_json(self.file_digests)
 
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Word -> id, added tokens included: two models with equal ones speak of the same words."""
+        return self._plain.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, specials: bool = True) -> list[int]:
         """Ids of `text`; adds no BOS or EOS. specials=False reads control tokens in `text` as plain characters."""
         return self._encoder(specials).encode(text, add_special_tokens=False).ids

@@ -57,6 +57,30 @@ def _prompts_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
     return [("evaluate.prompt.finalists", "more finalists than candidates", "lower it, or add shots or instructions")]
 
 
+def _chunks_bring_new_tokens(spec: ProjectSpec) -> list[Problem]:
+    overlap, longest = spec.loss.chunk_overlap, spec.train.sequence_len
+    if overlap is None or overlap < longest:
+        return []
+    words = f"{overlap} is not below train.sequence_len {longest}, so a chunk would bring no new token"
+    return [("loss.chunk_overlap", words, "lower it")]
+
+
+def _base_can_be_compared(spec: ProjectSpec) -> list[Problem]:
+    loss, adapter = spec.loss, spec.adapter
+    if not loss.compares_with_base or (adapter.facts.keeps_base and not adapter.modules_to_save):
+        return []
+    words = f"loss.kind {loss.kind} compares with the base, and this trains the base's own weights"
+    return [("adapter.method", words, "adapter.method: lora, without modules_to_save")]
+
+
+def _score_head_has_an_adapter(spec: ProjectSpec) -> list[Problem]:
+    adapter = spec.adapter
+    if not spec.loss.has_score_head or (adapter.method == "lora" and not adapter.modules_to_save):
+        return []
+    words = f"a score head stands beside an adapter of method lora, and the method is {adapter.method}"
+    return [("adapter.method", words, "adapter.method: lora, without modules_to_save")]
+
+
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
     checks = (
@@ -65,6 +89,9 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _regex_metric_has_pattern,
         _best_metric_is_known,
         _prompts_have_dev_rows,
+        _chunks_bring_new_tokens,
+        _base_can_be_compared,
+        _score_head_has_an_adapter,
         adapter_problems,
     )
     return [problem for check in checks for problem in check(spec)]

@@ -1,12 +1,145 @@
-"""Section `loss`: the objective."""
+"""Section `loss`: the objective. Which key belongs to which kind, and its default there, is one table."""
 
-from typing import Literal
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from luthier.config.base import Spec
 
+Kind = Literal[
+    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress"
+]  # fmt: skip
+Sequences = Literal["turns", "documents", "pairs", "labelled", "scored", "scored_pairs"]
+
+_TOKENS = {"label_smoothing": 0.0, "neftune_alpha": 0.0, "kl_to_base": 0.0}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sft": {"earlier_turns": 1.0, **_TOKENS},
+    "continued": {"chunk_overlap": 64, **_TOKENS},
+    "distill": {
+        "earlier_turns": 1.0, "teacher": None, "divergence": "forward_kl", "temperature": 1.0,
+        "pull": 1.0, "nll_weight": 0.0, "neftune_alpha": 0.0,
+    },
+    "dpo": {"variant": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "reference": "base"},
+    "orpo": {"beta": 0.1},
+    "simpo": {"beta": 2.0, "simpo_gamma": 1.0, "label_smoothing": 0.0},
+    "cpo": {"beta": 0.1, "nll_weight": 1.0, "label_smoothing": 0.0},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "reward": {"margin_column": None, "center_weight": 0.0},
+    "classify": {"label_smoothing": 0.0},
+    "regress": {},
+}  # fmt: skip
+"""kind -> the keys that it reads, with their defaults."""
+SEQUENCES: dict[str, Sequences] = {
+    "sft": "turns", "distill": "turns", "continued": "documents", "dpo": "pairs", "orpo": "pairs", "simpo": "pairs",
+    "cpo": "pairs", "kto": "labelled", "reward": "scored_pairs", "classify": "scored", "regress": "scored",
+}  # fmt: skip
+"""kind -> what a row becomes for it (data/sequences.py)."""
+_WITH_SMOOTHING = ("sigmoid", "robust")
+
 
 class LossSpec(Spec):
-    """What is minimised."""
+    """What is minimised. A key that the kind does not read is an error; null = the kind's default."""
 
-    kind: Literal["sft"] = "sft"
-    """sft: cross entropy of the assistant's tokens."""
+    kind: Kind = "sft"
+    """sft: cross entropy of the assistant's tokens. continued: of plain documents. distill: a teacher's distribution.
+    dpo, orpo, simpo, cpo: preference pairs. kto: single answers marked good or bad. reward: a score head on pairs.
+    classify, regress: a score head on the answer as a class or a number."""
+    earlier_turns: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Weight of the assistant turns before the last (sft, distill): 1 = all turns alike, 0 = the last turn only."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """sft, continued, classify: share of the target spread over all tokens or classes. dpo, simpo, cpo: assumed share
+    of flipped pairs (cDPO; with variant robust the unbiased form)."""
+    neftune_alpha: Annotated[float, Field(ge=0)] | None = None
+    """Noise on the embeddings while training, NEFTune (5 is usual; 0 = none)."""
+    kl_to_base: Annotated[float, Field(ge=0)] | None = None
+    """Weight of KL(tune || base) at every trained token (sft, continued): holds the tune near its base; 0 = off."""
+    chunk_overlap: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a long document that the next chunk repeats as context, without loss (continued). Every token but the
+    first carries loss exactly once."""
+    variant: Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm"] | None = None
+    """Form of dpo; sigmoid_norm is DPO on log-ratios per token."""
+    beta: Annotated[float, Field(gt=0)] | None = None
+    """Strength of the preference term; for dpo and kto also how dear leaving the reference is."""
+    reference: Literal["base", "none"] | None = None
+    """dpo: log-probabilities of the base (adapters off), computed once and kept; none = a uniform reference."""
+    simpo_gamma: Annotated[float, Field(ge=0)] | None = None
+    """Margin that simpo asks for, in units of beta times nats per token."""
+    nll_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the plain cross entropy beside the rest (cpo: of the chosen answer; distill: of the data)."""
+    desirable_weight: Annotated[float, Field(gt=0)] | None = None
+    """kto: weight of the good answers."""
+    undesirable_weight: Annotated[float, Field(gt=0)] | None = None
+    """kto: weight of the bad answers."""
+    margin_column: str | None = None
+    """reward: column that says by how much the chosen answer is better; null = 0 for all."""
+    center_weight: Annotated[float, Field(ge=0)] | None = None
+    """reward: weight of the squared sum of both scores, which keeps them around 0."""
+    teacher: str | None = None
+    """distill: folder of the teacher model (relative to the project file), with the base's tokenizer."""
+    divergence: Literal["forward_kl", "reverse_kl", "js"] | None = None
+    """distill: what is minimised between teacher and student at every trained token."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """distill: both distributions are softened by it."""
+    pull: Annotated[float, Field(ge=0)] | None = None
+    """distill: weight of the divergence."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Refuses what the kind does not read and fills in its defaults."""
+        kind = given.get("kind", "sft") if isinstance(given, Mapping) else None
+        if kind not in OPTIONS:
+            return given  # the field itself is refused, in its own words
+        foreign = [key for key in given if key in cls.model_fields and key != "kind" and key not in OPTIONS[kind]]
+        foreign = [key for key in foreign if given[key] is not None]
+        if foreign:
+            raise ValueError(_not_read(kind, foreign[0]))
+        set_keys = {key: value for key, value in given.items() if value is not None}
+        return {**OPTIONS[kind], **set_keys}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LossSpec:
+        if self.kind == "dpo" and self.label_smoothing and self.variant not in _WITH_SMOOTHING:
+            raise ValueError(
+                f"label_smoothing is not read by variant {self.variant} (only sigmoid and robust): drop it"
+            )
+        if self.kind == "distill" and not self.teacher:
+            raise ValueError("distill needs a teacher: give loss.teacher, a model folder with the base's tokenizer")
+        if self.kind == "distill" and not self.pull:
+            raise ValueError("loss.pull is 0: nothing would be learnt from the teacher; loss.kind: sft needs none")
+        return self
+
+    @property
+    def sequences(self) -> Sequences:
+        """What a row becomes for this objective."""
+        return SEQUENCES[self.kind]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all it looks at is one pass over each row as it was prepared: plain sft."""
+        return self.kind == "sft" and not (self.neftune_alpha or self.kl_to_base)
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether it asks the base, its adapters off."""
+        return self.kind == "kto" or self.reference == "base" or bool(self.kl_to_base)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it learns from compared or judged answers."""
+        return self.sequences in ("pairs", "labelled", "scored_pairs")
+
+    @property
+    def has_score_head(self) -> bool:
+        """Whether what is trained ends in a score head instead of words."""
+        return self.sequences in ("scored", "scored_pairs")
+
+
+def _not_read(kind: str, key: str) -> str:
+    if key == "reference":
+        return f"kind {kind} has no reference model: drop loss.reference"
+    readers = ", ".join(name for name, options in OPTIONS.items() if key in options)
+    return f"kind {kind} does not read {key} (read by {readers}): drop it, or choose another loss.kind"

@@ -14,6 +14,7 @@ from luthier.data.items import Item, prompt_key, prompt_text
 from luthier.text.normalise import normalise
 from luthier.text.shingles import shingle_all
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
+from luthier.types import Row
 
 LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answer")
 """The kinds of repetition, as the quarantine calls them."""
@@ -49,7 +50,7 @@ def drop_duplicates(items: Sequence[Item], threshold: float) -> Deduped:
     unique, dropped, conflicts = _exact(items)
     if threshold >= 1.0:
         return Deduped(unique, dropped, conflicts)
-    sets, _ = shingle_all(prompt_text(item.row) for item in unique)
+    sets, _ = shingle_all(_compared(item.row) for item in unique)
     conflicting = {id(later) for _, later in conflicts}
     gone: dict[int, Duplicate] = {}
     for i, j, similarity in sorted(similar_pairs(sets, threshold, BANDS_FOR_REMOVAL), key=lambda pair: pair[1::-1]):
@@ -60,18 +61,29 @@ def drop_duplicates(items: Sequence[Item], threshold: float) -> Deduped:
     return Deduped(kept, dropped + list(gone.values()), conflicts)
 
 
+def _answers(row: Row) -> str:
+    """The answer, and the rejected one beside it."""
+    return "\n".join([row.answer, *(turn["content"] for turn in row.rejected)])
+
+
+def _compared(row: Row) -> str:
+    """Prompts are compared; several judged answers to one prompt are no repetition, so these count too."""
+    judged = bool(row.rejected) or row.label is not None
+    return f"{prompt_text(row)}\n{_answers(row)}" if judged else prompt_text(row)
+
+
 def _exact(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate], list[tuple[Item, Item]]]:
     seen: dict[tuple[str, str], Item] = {}
     first_of_prompt: dict[str, Item] = {}
     unique, dropped, conflicts = [], [], []
     for item in items:
-        prompt, answer = prompt_key(item.row), normalise(item.row.answer)
+        prompt, answer = prompt_key(item.row), normalise(_answers(item.row))
         if (prompt, answer) in seen:
             dropped.append(Duplicate(item, seen[prompt, answer], "exact duplicate", 1.0))
             continue
         seen[prompt, answer] = item
         unique.append(item)
-        if prompt in first_of_prompt:
+        if prompt in first_of_prompt and item.row.label is None and not item.row.rejected:
             conflicts.append((first_of_prompt[prompt], item))
         first_of_prompt.setdefault(prompt, item)
     return unique, dropped, conflicts

@@ -25,12 +25,19 @@ class Item:
 _PARTS = ("tool_calls", "tool_call_id", "name", "tools", "train")
 
 
-def row_id(messages: tuple[Message, ...], text: str, segments: tuple[tuple[str, bool], ...] = ()) -> str:
+def row_id(
+    messages: tuple[Message, ...],
+    text: str,
+    segments: tuple[tuple[str, bool], ...] = (),
+    rejected: tuple[Message, ...] = (),
+) -> str:
     """16 hex digits of the sha256 of a row's content: the same row has the same id in every run."""
     content: Any = [
         [message["role"], message["content"], *([part, message.get(part)] for part in _PARTS if part in message)]
         for message in messages
     ] or (segments or text)
+    if rejected:
+        content = [content, [[message["role"], message["content"]] for message in rejected]]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -13,15 +13,16 @@ import numpy as np
 
 from luthier.data.items import Item
 from luthier.data.quarantine import Quarantine
+from luthier.data.turns import RowError
 from luthier.errors import DataError, LuthierError
 from luthier.types import EncodedRow, Progress, Row
 
 
 class Codec(Protocol):
-    """The part of chat.codec.ChatCodec that is needed here."""
+    """What turns rows into tokens: chat.codec.ChatCodec, or sequences.RowEncoder over it."""
 
     def encode(self, row: Row) -> list[EncodedRow]:
-        """The row's training sequences."""
+        """The row's training sequences. RowError: this row is no example of the objective."""
         ...
 
 
@@ -35,7 +36,7 @@ class Encoded:
     @property
     def num_tokens(self) -> int:
         """Tokens of the longest sequence."""
-        return max(len(row.ids) for row in self.rows)
+        return max(len(sequence.ids) for row in self.rows for sequence in row.sequences)
 
 
 def encode_all(
@@ -50,6 +51,9 @@ def encode_all(
     for number, item in enumerate(items, start=1):
         try:
             rows = codec.encode(item.row)
+        except RowError as error:
+            quarantine.add(item.record, str(error))
+            continue
         except LuthierError as error:
             first_error = first_error or error
             quarantine.add(item.record, f"cannot be rendered: {error}")

@@ -65,9 +65,19 @@ def look(path: Path) -> Look:
 
 
 class Loader:
-    """Reads files of one role by one spec. `needs_answer`: False for prompts only."""
+    """Reads files of one role by one spec. needs_answer: False for prompts only. takes_judged: the objective learns
+    from compared or judged answers, so these are what is read.
+    """
 
-    def __init__(self, spec: DataSpec, base_dir: Path, quarantine: Quarantine, *, needs_answer: bool = True) -> None:
+    def __init__(
+        self,
+        spec: DataSpec,
+        base_dir: Path,
+        quarantine: Quarantine,
+        *,
+        needs_answer: bool = True,
+        takes_judged: bool = False,
+    ) -> None:
         schema = load_schema(base_dir / spec.json_schema) if spec.json_schema else None
         if spec.json_fields and not spec.prompt:
             raise ConfigError("data.json_fields needs data.prompt beside it", hint='such as data.prompt: "{text}"')
@@ -75,6 +85,7 @@ class Loader:
         self._columns = ColumnsReader(spec.prompt, answerer) if spec.prompt else None
         self._schema, self._schema_check = schema, SchemaCheck(schema) if schema and needs_answer else None
         self._spec, self._quarantine, self._needs_answer = spec, quarantine, needs_answer
+        self._takes_judged = takes_judged
         self.counts: Counter[str] = Counter()
 
     def load(self, source: Source) -> tuple[list[Item], FileReport]:
@@ -104,10 +115,12 @@ class Loader:
             return Mapping("text", {"text": "text"})
         how = {"forced": self._spec.format, "fields": self._spec.fields, "roles": self._spec.roles}
         mapping = vote(rows, source.name, **how, needs_answer=self._needs_answer)
-        if FORMATS[mapping.kind].preference and not self._spec.preferred_only:
+        judged = FORMATS[mapping.kind].preference and self._needs_answer
+        if judged and not (self._spec.preferred_only or self._takes_judged):
             raise DataError(
                 f"{source.name}: its rows are {mapping.kind} data, and fine-tuning needs one answer a row",
-                hint="data.preferred_only: true trains on the preferred answers alone; or name another data.format",
+                hint="choose an objective that compares answers (loss.kind: dpo, orpo, kto, reward, ...), or set "
+                "data.preferred_only: true, which trains on the preferred answers alone",
             )
         return mapping
 
@@ -139,6 +152,7 @@ class Loader:
             needs_answer=self._needs_answer,
             is_document=is_document,
         )
+        rejected = clean_content(content.rejected, "", self._spec, self.counts)[0] if content.rejected else ()
         if content.segments:  # what is read and trained to the letter
             text = content.text
         if self._schema_check and messages:
@@ -148,13 +162,13 @@ class Loader:
         used = set() if mapping.kind == "columns" else set(mapping.keys.values())
         columns = {key: cell for key, cell in value.items() if key not in used}
         row = Row(
-            row_id(messages, text, content.segments),
+            row_id(messages, text, content.segments, rejected),
             messages,
             text,
             record.file,
             record.line,
             columns=columns,
-            rejected=content.rejected,
+            rejected=rejected,
             label=content.label,
             segments=content.segments,
             steps=content.steps,

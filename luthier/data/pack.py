@@ -12,15 +12,15 @@ changes the speed and the memory of a run, never which rows a step sees. (A run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from luthier.data.prefixes import MIN_PREFIX_TOKENS, share_prefixes
-from luthier.data.stored import EncodedSet
-from luthier.types import Batch, EncodedRow
+from luthier.types import Batch, EncodedRow, RowSet
 
+LayOut = Callable[[Sequence[EncodedRow]], Batch]
 OPEN_PACKS = 64  # packs that may still take a row: more fill better, fewer keep closer to the shuffled order
 
 
@@ -50,11 +50,10 @@ def plan_packs(lengths: Sequence[int], budget_tokens: int, *, order: Sequence[in
     return done + [rows for _, rows in opened]
 
 
-def epoch_batches(
-    encoded: EncodedSet | Sequence[EncodedRow], budget_tokens: int, seed: int, epoch: int
-) -> list[list[int]]:
+def epoch_batches(encoded: RowSet, budget_tokens: int, seed: int, epoch: int) -> list[list[int]]:
     """The micro-batches of one epoch as row indexes: rows shuffled, packed, packs shuffled, by the seed only."""
-    lengths = encoded.lengths.tolist() if isinstance(encoded, EncodedSet) else [len(row.ids) for row in encoded]
+    known = getattr(encoded, "lengths", None)
+    lengths = [encoded[index].num_tokens for index in range(len(encoded))] if known is None else known.tolist()
     shuffle = np.random.default_rng([seed, epoch])
     packs = plan_packs(lengths, budget_tokens, order=shuffle.permutation(len(lengths)).tolist())
     return [packs[index] for index in shuffle.permutation(len(packs))]
@@ -62,8 +61,8 @@ def epoch_batches(
 
 def make_batch(rows: Sequence[EncodedRow]) -> Batch:
     """The rows as one packed batch. ids, positions, keep and targets are int64, cu_seqlens int32."""
-    arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
-    return _lay_out(rows, arrays, [(0, (index,)) for index in range(len(rows))])
+    sequences, arrays = _sequences(rows)
+    return _lay_out(rows, sequences, arrays, [(0, (index,)) for index in range(len(sequences))])
 
 
 def make_shared_batch(rows: Sequence[EncodedRow], min_prefix_tokens: int = MIN_PREFIX_TOKENS) -> Batch:
@@ -72,9 +71,15 @@ def make_shared_batch(rows: Sequence[EncodedRow], min_prefix_tokens: int = MIN_P
     Rows are in another order than given (row_ids tells), short continuations first, so that equal lengths meet.
     Without anything to share it is make_batch, to the bit.
     """
-    arrays = [np.asarray(row.ids, dtype=np.int64) for row in rows]
-    groups = share_prefixes(arrays, [_shareable(row) for row in rows], min_prefix_tokens)
-    return _lay_out(rows, arrays, groups)
+    sequences, arrays = _sequences(rows)
+    groups = share_prefixes(arrays, [_shareable(sequence) for sequence in sequences], min_prefix_tokens)
+    return _lay_out(rows, sequences, arrays, groups)
+
+
+def _sequences(rows: Sequence[EncodedRow]) -> tuple[list[EncodedRow], list[np.ndarray]]:
+    """The sequences of all rows, those of a row together, and their ids."""
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    return sequences, [np.asarray(sequence.ids, dtype=np.int64) for sequence in sequences]
 
 
 def _shareable(row: EncodedRow) -> int:
@@ -84,10 +89,13 @@ def _shareable(row: EncodedRow) -> int:
 
 
 def _lay_out(
-    rows: Sequence[EncodedRow], arrays: Sequence[np.ndarray], groups: Sequence[tuple[int, tuple[int, ...]]]
+    rows: Sequence[EncodedRow],
+    sequences: Sequence[EncodedRow],
+    arrays: Sequence[np.ndarray],
+    groups: Sequence[tuple[int, tuple[int, ...]]],
 ) -> Batch:
-    """groups: (tokens of the shared prefix, rows that share it); 0 tokens = a plain document each."""
-    ids, trained, positions, parents, order = [], [], [], [], []
+    """groups: (tokens of the shared prefix, sequences that share it); 0 tokens = a plain document each."""
+    ids, trained, positions, parents, order, numbers = [], [], [], [], [], []
     for num_prefix, members in groups:
         parent = -1
         if num_prefix:
@@ -96,19 +104,56 @@ def _lay_out(
             ids.append(arrays[members[0]][:num_prefix])
             trained.append(np.zeros(num_prefix, dtype=bool))
             positions.append(np.arange(num_prefix))
+            numbers.append(np.full(num_prefix, -1))
         for index in sorted(members, key=lambda index: len(arrays[index])) if num_prefix else members:
             parents.append(parent)
             order.append(index)
             ids.append(arrays[index][num_prefix:])
-            trained.append(np.asarray(rows[index].trained, dtype=bool)[num_prefix:])
+            trained.append(np.asarray(sequences[index].trained, dtype=bool)[num_prefix:])
             positions.append(np.arange(num_prefix, len(arrays[index])))
+            numbers.append(np.full(len(ids[-1]), index))
     bounds = np.concatenate([[0], np.cumsum([len(x) for x in ids])]).astype(np.int32)
     ids_T, trained_T, positions_T = np.concatenate(ids), np.concatenate(trained), np.concatenate(positions)
-    trained_T &= positions_T > 0  # a row's first token has nothing before it to be predicted from
+    trained_T &= positions_T > 0  # a sequence's first token has nothing before it to be predicted from
     targets_at = np.flatnonzero(trained_T)
-    row_ids = tuple(rows[index].row_id for index in order)
+    given_K = np.concatenate(numbers)[targets_at]
+    row_order, sequences_K = _number(order, given_K, len(sequences) // len(rows))
+    row_ids = tuple(rows[row].row_id for row in row_order)
     parents_D = np.asarray(parents, dtype=np.int32) if max(parents) >= 0 else None
-    return Batch(ids_T, positions_T, bounds, targets_at - 1, ids_T[targets_at], row_ids, parents_D)
+    columns = {}
+    if any(sequence.weights for sequence in sequences):
+        weights = [sequence.weights or np.ones(len(sequence.ids)) for sequence in sequences]
+        places = zip(given_K, positions_T[targets_at], strict=True)
+        columns = {"weights_K": np.asarray([weights[index][place] for index, place in places], dtype=np.float32)}
+    return Batch(
+        ids_T, positions_T, bounds, targets_at - 1, ids_T[targets_at], row_ids, parents_D, sequences_K, columns
+    )
+
+
+def _number(order: list[int], given_K: np.ndarray, num_sequences: int) -> tuple[list[int], np.ndarray]:
+    """Rows in the order in which the first sequence of each was laid down, and sequences_K numbered by that order."""
+    row_order = [index // num_sequences for index in order if index % num_sequences == 0]
+    place = np.empty(len(row_order), dtype=np.int64)
+    place[row_order] = np.arange(len(row_order))
+    return row_order, place[given_K // num_sequences] * num_sequences + given_K % num_sequences
+
+
+def at_last_token(batch: Batch) -> Batch:
+    """For rows whose only trained token is their last: the hidden state of that token itself is kept, not of the one
+    before it. This is what a score is read from.
+    """
+    return replace(batch, keep_K=batch.keep_K + 1)
+
+
+def with_columns(lay_out: LayOut, tables: Mapping[str, Mapping[str, Sequence[float]]]) -> LayOut:
+    """`lay_out` with batch.columns from tables: column -> row id -> the row's values (one, or one a sequence)."""
+
+    def made(rows: Sequence[EncodedRow]) -> Batch:
+        batch = lay_out(rows)
+        values = {name: np.concatenate([table[row] for row in batch.row_ids]) for name, table in tables.items()}
+        return replace(batch, columns={**batch.columns, **values})
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -130,14 +175,14 @@ class Sharing:
         return 1 - self.computed_tokens / max(1, self.represented_tokens)
 
 
-def measure_sharing(rows: EncodedSet | Sequence[EncodedRow], micro_batches: Sequence[Sequence[int]]) -> Sharing:
+def measure_sharing(rows: RowSet, micro_batches: Sequence[Sequence[int]]) -> Sharing:
     """Counts make_shared_batch over the given micro-batches (row indexes), without making them."""
     represented = computed = prefix = sharing = num_rows = 0
     for micro in micro_batches:
         chosen = [rows[index] for index in micro]
-        arrays = [np.asarray(row.ids, dtype=np.int64) for row in chosen]
-        num_tokens, num_rows = sum(map(len, arrays)), num_rows + len(chosen)
-        groups = share_prefixes(arrays, [_shareable(row) for row in chosen], MIN_PREFIX_TOKENS)
+        sequences, arrays = _sequences(chosen)
+        num_tokens, num_rows = sum(map(len, arrays)), num_rows + len(sequences)
+        groups = share_prefixes(arrays, [_shareable(sequence) for sequence in sequences], MIN_PREFIX_TOKENS)
         saved = sum(num_prefix * (len(members) - 1) for num_prefix, members in groups)
         represented, computed = represented + num_tokens, computed + num_tokens - saved
         prefix = max([prefix, *(num_prefix for num_prefix, _ in groups)])

@@ -46,6 +46,7 @@ def prepare(
     sequence_len: int,
     out: Path,
     base_dir: Path,
+    takes_judged: bool = False,
     progress: Progress | None = None,
     show: MaskView | None = None,
 ) -> PreparedSummary:
@@ -56,7 +57,7 @@ def prepare(
     DataError or ConfigError with the next move.
     """
     _check(spec)
-    run = Run(spec, base_dir, Quarantine(), PreparedSummary(sequence_len), Counter())
+    run = Run(spec, base_dir, Quarantine(), PreparedSummary(sequence_len), Counter(), takes_judged=takes_judged)
     rows = _checked(run, _load(run))
     train, test, replay = (_deduplicate(run, rows[role]) for role in ("train", "test", "replay"))
     train = _remove_leaks(run, train, test)
@@ -134,7 +135,8 @@ _MEND = "mend the files, or say how to read them (data.format, data.prompt, data
 
 
 def _load_role(run: Run, sources: Sequence[Source], spec: DataSpec, *, needs_answer: bool) -> list[Item]:
-    loader = Loader(spec, run.base_dir, run.quarantine, needs_answer=needs_answer)
+    how = {"needs_answer": needs_answer, "takes_judged": run.takes_judged}
+    loader = Loader(spec, run.base_dir, run.quarantine, **how)
     items: list[Item] = []
     for source in sources:
         found, report = loader.load(source)
@@ -238,7 +240,8 @@ def _finish(run: Run, splits: dict[str, list[Encoded]], seen: list[Encoded], unl
     summary.cleaned = {name: count for name, count in sorted(run.cleaned.items()) if count}
     for name, rows in splits.items():
         summary.lengths[name] = length_stats([one.num_tokens for one in rows], summary.sequence_len)
-        sequences = [row for one in (seen if name == "train" else rows) for row in one.rows]
+        chosen = [row for one in (seen if name == "train" else rows) for row in one.rows]
+        sequences = [sequence for row in chosen for sequence in row.sequences]
         trained = sum(sum(row.trained) for row in sequences)
         summary.tokens[name] = {"all": sum(len(row.ids) for row in sequences), "trained": trained}
     if summary.lengths["test"]["over"]:

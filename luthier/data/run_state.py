@@ -14,7 +14,9 @@ from luthier.errors import DataError
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of one run needs. findings: lines of findings.jsonl, written when all has gone well."""
+    """What every step of one run needs. findings: lines of findings.jsonl, written when all has gone well.
+    takes_judged: see `load.Loader`.
+    """
 
     spec: DataSpec
     base_dir: Path
@@ -22,6 +24,7 @@ class Run:
     summary: PreparedSummary
     cleaned: Counter[str]
     findings: list[str] = field(default_factory=list)
+    takes_judged: bool = False
 
 
 def refuse_too_many_faults(run: Run) -> None:

@@ -1,11 +1,12 @@
 """The dev split while training: its figures, the best step by them, and when patience is over.
 
-Its loss is nats per trained token over all of it, so that batch size and packing cannot change the figure.
+Its loss is a mean over the units of all of it (trained tokens, pairs, rows), so that batch size and packing cannot
+change the figure. What else a loss tells of its units stands beside it with its 95% interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch import nn
 from luthier.config.train import TrainSpec
 from luthier.engine import generators
 from luthier.engine.attempts import Attempts
-from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, RowSet, batches_of, fullest, row_lengths
+from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, batches_of, fullest, row_lengths
 from luthier.engine.memory import out_of_memory_as
 from luthier.engine.rehearsal import heaviest, is_larger
 from luthier.engine.state import Rehearsal, RunState
-from luthier.engine.step import batch_loss_sum
+from luthier.engine.step import batch_sums, loss_of_step
 from luthier.errors import TrainError
-from luthier.losses.registry import LossSum
-from luthier.types import Batch, Completion, Message, OnEval, Progress, Sampler
+from luthier.losses.loss import Loss, Objective, Sums, count_units
+from luthier.stats.intervals import mean_interval, wilson
+from luthier.types import Batch, Completion, Message, OnEval, Progress, RowSet, Sampler
 
 
 class DevSplit:
@@ -39,7 +41,7 @@ class DevSplit:
     def __init__(
         self,
         model: nn.Module,
-        loss: LossSum,
+        loss: Loss,
         spec: TrainSpec,
         rows: RowSet | None,
         make_batch: MakeBatch,
@@ -61,13 +63,13 @@ class DevSplit:
             return
         micro = heaviest(self.rows, fullest(self.batches, row_lengths(self.rows), NUM_FULLEST), self.make_batch)
         if is_larger(self.make_batch([self.rows[index] for index in micro]), rehearsed):
-            self._loss([micro], attempts, lambda: False)
+            self._figures([micro], attempts, lambda: False)
 
     def evaluate(self, step: int, attempts: Attempts) -> dict[str, float] | None:
         """The dev figures after `step` steps; None when `stop` asked to end in the middle."""
-        mean = self._loss(self.batches, attempts, self.stop)
+        figures = self._figures(self.batches, attempts, self.stop)
         try:
-            return None if mean is None else {"loss": mean, **self._task_metrics(step)}
+            return None if figures is None else {**figures, **self._task_metrics(step)}
         except StopAsked:
             return None
 
@@ -106,13 +108,13 @@ class DevSplit:
             return None
         return -state.best_value if self.spec.metric_for_best == "loss" else state.best_value
 
-    def _loss(
+    def _figures(
         self, micro_batches: Sequence[Sequence[int]], attempts: Attempts, stop: Callable[[], bool]
-    ) -> float | None:
+    ) -> dict[str, float] | None:
         rows = self.rows
         assert rows is not None
         return attempts.run(
-            lambda limit: dev_loss(
+            lambda limit: dev_figures(
                 self.model, self.loss, rows, micro_batches, self.make_batch, self.device, stop, limit
             )
         )
@@ -153,38 +155,72 @@ class _Stoppable:
         return self._sampler.sample(prompts, progress=told, **settings)
 
 
-def dev_loss(
+def dev_figures(
     model: nn.Module,
-    loss: LossSum,
+    loss: Loss,
     rows: RowSet,
     micro_batches: Sequence[Sequence[int]],
     make_batch: MakeBatch,
     device: torch.device,
     stop: Callable[[], bool],
     max_tokens: int | None = None,
-) -> float | None:
-    """Token-weighted mean loss with dropout off; None when `stop` asked to end in the middle.
+) -> dict[str, float] | None:
+    """`loss`, a mean over units, and for every figure of the loss its mean, `<name>_low` and `<name>_high`; dropout is
+    off. None when `stop` asked to end in the middle.
 
     max_tokens: see `batches_of`. Raises OutOfMemory naming the micro-batch that did not fit.
     """
     was_training = model.training
     model.eval()
-    total, num_trained = 0.0, 0
+    total, num_units, parts = 0.0, 0.0, []
     try:
         with torch.no_grad():  # not inference_mode: buffers made under it would poison later training
-            for micro in micro_batches:
+            for batch, of_step in _each(model, loss, rows, micro_batches, make_batch, device, max_tokens):
                 if stop():
                     return None
-                for batch in batches_of(rows, [micro], make_batch, device, max_tokens):
-                    total += _loss_of(model, loss, batch)
-                    num_trained += batch.num_trained
+                if count_units(loss, batch):
+                    sums = _sums_of(model, of_step, batch)
+                    total, num_units = total + sums.total.item(), num_units + count_units(loss, batch)
+                    parts.append(sums.figures)
     finally:
         model.train(was_training)
-    return total / max(1, num_trained)
+    figures = {"loss": total / max(1, num_units)}
+    for name in parts[0] if parts else ():
+        figures |= _with_interval(name, torch.cat([part[name] for part in parts]).double())
+    return figures
 
 
-def _loss_of(model: nn.Module, loss: LossSum, batch: Batch) -> float:
-    if not batch.num_trained:
-        return 0.0
+def _each(
+    model: nn.Module,
+    loss: Loss,
+    rows: RowSet,
+    micro_batches: Sequence[Sequence[int]],
+    make_batch: MakeBatch,
+    device: torch.device,
+    max_tokens: int | None,
+) -> Iterator[tuple[Batch, Loss]]:
+    """Every batch, with the loss as it is for all of them together."""
+    if not isinstance(loss, Objective):
+        for micro in micro_batches:
+            for batch in batches_of(rows, [micro], make_batch, device, max_tokens):
+                yield batch, loss
+        return
+    batches = batches_of(rows, micro_batches, make_batch, device, max_tokens)
+    of_step = loss_of_step(model, loss, batches)
+    for batch in batches:
+        yield batch, of_step
+
+
+def _with_interval(name: str, values_U: torch.Tensor) -> dict[str, float]:
+    """Mean and its 95% interval: Wilson's for shares, which stay in [0, 1] on few units, Student's t for the rest."""
+    mean, num = values_U.mean().item(), len(values_U)
+    if name.endswith("accuracy"):
+        low, high = wilson(round(values_U.sum().item()), num)
+    else:
+        low, high = mean_interval(values_U.numpy())
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _sums_of(model: nn.Module, loss: Loss, batch: Batch) -> Sums:
     with out_of_memory_as(f"a dev batch of {len(batch.ids_T)} tokens", batch.row_ids, len(batch.ids_T)):
-        return batch_loss_sum(model, loss, batch).item()
+        return batch_sums(model, loss, batch)

@@ -12,22 +12,13 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from luthier.config.train import TrainSpec
 from luthier.errors import TrainError
-from luthier.types import Batch, EncodedRow
-
-
-class RowSet(Protocol):
-    """Encoded rows by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> EncodedRow: ...
-
+from luthier.types import Batch, EncodedRow, RowSet
 
 PlanEpoch = Callable[[Any, int, int, int], Sequence[Sequence[int]]]
 """(rows, budget in tokens, seed, epoch) -> row indices of each micro-batch, in order. Deterministic."""
@@ -100,6 +91,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         targets_K=torch.as_tensor(batch.targets_K, dtype=torch.long, device=device),
         row_ids=batch.row_ids,
         parents_D=None if batch.parents_D is None else torch.as_tensor(batch.parents_D, device=device),
+        sequences_K=None if batch.sequences_K is None else torch.as_tensor(batch.sequences_K, device=device),
+        columns={name: torch.as_tensor(values, device=device) for name, values in batch.columns.items()},
     )
 
 
@@ -125,9 +118,9 @@ def _pieces(rows: list[EncodedRow], make_batch: MakeBatch, max_tokens: int | Non
     if max_tokens is None or len(rows) == 1 or len(batch.ids_T) <= max_tokens:
         yield batch
         return
-    half, middle, taken = sum(len(row.ids) for row in rows) / 2, 1, len(rows[0].ids)
-    while middle < len(rows) - 1 and taken + len(rows[middle].ids) <= half:
-        taken += len(rows[middle].ids)
+    half, middle, taken = sum(row.num_tokens for row in rows) / 2, 1, rows[0].num_tokens
+    while middle < len(rows) - 1 and taken + rows[middle].num_tokens <= half:
+        taken += rows[middle].num_tokens
         middle += 1
     yield from _pieces(rows[:middle], make_batch, max_tokens)
     yield from _pieces(rows[middle:], make_batch, max_tokens)
@@ -136,7 +129,7 @@ def _pieces(rows: list[EncodedRow], make_batch: MakeBatch, max_tokens: int | Non
 def row_lengths(rows: RowSet) -> Sequence[int]:
     """Tokens of every row; taken from the set itself where it knows them without opening each row."""
     known = getattr(rows, "lengths", None)
-    return [len(rows[index].ids) for index in range(len(rows))] if known is None else known.tolist()
+    return [rows[index].num_tokens for index in range(len(rows))] if known is None else known.tolist()
 
 
 def fullest(micro_batches: Iterable[Sequence[int]], lengths: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -26,7 +26,7 @@ from luthier.engine import checkpoint, generators
 from luthier.engine.attempts import Attempts
 from luthier.engine.evaluation import DevSplit, StopAsked
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
-from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, RowSet, StepPlan, batches_of
+from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, batches_of
 from luthier.engine.memory import PeakMemory, held_bytes
 from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
@@ -38,17 +38,17 @@ from luthier.engine.state import Rehearsal, RunState, TrainResult, Waste
 from luthier.engine.step import StepFigures, UpdateRefused, train_step
 from luthier.engine.watchdog import Watchdog
 from luthier.errors import Interrupted, TrainError
-from luthier.losses.registry import LossSum
+from luthier.losses.loss import Loss
 from luthier.store.lock import locked
 from luthier.store.metrics import MetricsLog
-from luthier.types import OnEval, Progress, Sampler
+from luthier.types import OnEval, Progress, RowSet, Sampler
 
 log = logging.getLogger(__name__)
 
 
 def train(
     model: nn.Module,
-    loss: LossSum,
+    loss: Loss,
     spec: TrainSpec,
     *,
     train_set: RowSet,
@@ -100,7 +100,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        loss: LossSum,
+        loss: Loss,
         spec: TrainSpec,
         train_set: RowSet,
         dev_set: RowSet | None,

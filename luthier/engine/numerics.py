@@ -18,11 +18,11 @@ import numpy as np
 from torch import nn
 
 from luthier.config.train import TrainSpec
-from luthier.engine.inputs import RowSet
 from luthier.engine.state import RunState
 from luthier.engine.step import NonFinite, StepFigures, UpdateRefused, shown_rows
 from luthier.errors import TrainError
 from luthier.store.metrics import MetricsLog
+from luthier.types import RowSet
 
 WINDOW, MIN_HISTORY = 128, 64
 # A converged run varies by parts of a percent: there 6 sigma are nothing, so a spike must also be twice the usual.

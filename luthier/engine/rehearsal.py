@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from luthier.engine import generators
-from luthier.engine.inputs import MakeBatch, RowSet, batches_of, to_device
+from luthier.engine.inputs import MakeBatch, batches_of, to_device
 from luthier.engine.memory import OutOfMemory, PeakMemory, available_bytes, out_of_memory_as
 from luthier.engine.state import Rehearsal
-from luthier.engine.step import backward_of
-from luthier.losses.registry import LossSum
-from luthier.types import Batch, EncodedRow
+from luthier.engine.step import backward_of, loss_of_step
+from luthier.losses.loss import Loss, count_units
+from luthier.types import Batch, EncodedRow, RowSet
 
 # A first guess above this share of the memory that is left makes the rehearsal go in doubling sizes.
 CAREFUL_SHARE = 0.5
@@ -52,7 +52,7 @@ class Rehearser:
     def __init__(
         self,
         model: nn.Module,
-        loss: LossSum,
+        loss: Loss,
         parameters: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         left_bytes: Callable[[torch.device], int | None] = available_bytes,
@@ -70,7 +70,7 @@ class Rehearser:
         Raises OutOfMemory when it does not fit, or is predicted not to.
         """
         batch = max(batches_of(rows, [micro], make_batch, self.device, max_tokens), key=lambda b: len(b.ids_T))
-        if not batch.num_trained:
+        if not count_units(self.loss, batch):
             return None
         began = time.perf_counter()
         left_bytes = self.left_bytes if self.device.type == "cpu" else None
@@ -107,7 +107,8 @@ class Rehearser:
         peak.start()
         self.base_bytes = self.base_bytes or peak.start_bytes
         try:
-            backward_of(self.model, self.loss, batch, batch.num_trained)
+            loss = loss_of_step(self.model, self.loss, [batch])
+            backward_of(self.model, loss, batch, count_units(loss, batch))
             with undone(self.parameters, self.optimizer), out_of_memory_as("the optimizer's state"):
                 self.optimizer.step()
             return max(0, peak.peak_bytes - self.base_bytes)
@@ -151,12 +152,17 @@ def shortened(rows: Sequence[EncodedRow], num_tokens: int) -> list[EncodedRow]:
     """Rows of num_tokens in all, the last one cut at its front: its end carries the loss, and the head's cost."""
     chosen: list[EncodedRow] = []
     for row in rows:
-        room = num_tokens - sum(len(r.ids) for r in chosen)
+        room = (num_tokens - sum(r.num_tokens for r in chosen)) // len(row.sequences)
         if room <= 1:
             break
-        ids, trained = row.ids[-room:], row.trained[-room:]
-        chosen.append(EncodedRow(row.row_id, ids, (False, *trained[1:])))
+        chosen.append(_ending(row, room))
     return chosen or [rows[0]]
+
+
+def _ending(row: EncodedRow, room: int) -> EncodedRow:
+    """The last `room` tokens of each of its sequences."""
+    trained, companions = (False, *row.trained[-room:][1:]), tuple(_ending(other, room) for other in row.companions)
+    return EncodedRow(row.row_id, row.ids[-room:], trained, row.weights[-room:], companions)
 
 
 def _guess_bytes(model: nn.Module, batch: Batch) -> int:

@@ -34,14 +34,15 @@ class RunLog:
         if not is_due(self.spec.logging_steps, state.step) and state.step != self.total_steps:
             return
         record = {
-            "loss": state.window_loss_sum / state.window_trained,
+            "loss": state.window_loss_sum / state.window_units,
+            **{name: value / state.window_units for name, value in state.window_sums.items()},
             "grad_norm": figures.grad_norm,
             "learning_rate": learning_rate_at(state.step - 1, self.total_steps, self.spec),
             "num_tokens": state.num_tokens,
             "num_trained_tokens": state.num_trained,
             "tokens_per_s": tokens_per_s,
         }
-        state.window_loss_sum, state.window_trained = 0.0, 0
+        state.window_loss_sum, state.window_units, state.window_sums = 0.0, 0.0, {}
         self._write("train", state, record)
 
     def dev(self, state: RunState, record: dict[str, float]) -> None:

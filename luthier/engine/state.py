@@ -35,7 +35,8 @@ class RunState:
     num_padding: int = 0
     max_tokens: int | None = None
     window_loss_sum: float = 0.0
-    window_trained: int = 0
+    window_units: float = 0.0
+    window_sums: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     best_value: float | None = None
     bad_evals: int = 0
@@ -60,8 +61,10 @@ class RunState:
         self.num_trained += figures.num_trained
         self.num_padding += figures.num_padding
         self.num_row_tokens += row_tokens
-        self.window_loss_sum += figures.loss * figures.num_trained
-        self.window_trained += figures.num_trained
+        self.window_loss_sum += figures.loss * figures.num_units
+        self.window_units += figures.num_units
+        for name, value in figures.sums.items():
+            self.window_sums[name] = self.window_sums.get(name, 0.0) + value
         self.seconds += took_s
 
     def as_json(self) -> dict[str, Any]:

@@ -1,25 +1,24 @@
-"""One optimizer step: sum the token losses of every micro-batch, divide once, check, clip, move.
+"""One optimizer step: sum the losses of every micro-batch, divide once, check, clip, move.
 
-The divisor is the number of trained tokens of the whole step. So micro-batch size, packing and accumulation change
-nothing but speed, and a short last window is not shrunk. A number that is not finite, or a spike, never reaches the
-weights: the step refuses.
+The divisor is the number of units of the whole step: trained tokens, or what the loss counts (pairs, rows). So
+micro-batch size, packing and accumulation change nothing but speed, and a short last window is not shrunk. A number
+that is not finite, or a spike, never reaches the weights: the step refuses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from luthier.config.train import TrainSpec
-from luthier.engine.head_loss import head_loss_sum
 from luthier.engine.memory import out_of_memory_as
 from luthier.engine.optimizers import set_rate
 from luthier.errors import TrainError
-from luthier.losses.registry import LossSum
+from luthier.losses.loss import Loss, Objective, Sums, count_units, sums_of
 from luthier.types import Batch
 
 _ROWS_SHOWN = 20
@@ -27,8 +26,11 @@ _ROWS_SHOWN = 20
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What one step saw. loss: nats per trained token. grad_norm: before clipping. num_tokens: all positions that ran
-    through the model; num_padding: those of them that belong to no document.
+    """What one step saw.
+
+    loss: per unit (nats per trained token, unless the loss counts otherwise); num_units: how many. grad_norm: before
+    clipping. num_tokens: all positions that ran through the model; num_padding: those of them that belong to no
+    document. sums: what else the loss tells of its units, summed over them.
     """
 
     loss: float
@@ -36,6 +38,8 @@ class StepFigures:
     num_tokens: int
     num_trained: int
     num_padding: int
+    num_units: float
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 class UpdateRefused(TrainError):
@@ -55,22 +59,34 @@ class Spike(UpdateRefused):
     """A loss or gradient norm far out of line with the steps before."""
 
 
-def batch_loss_sum(model: nn.Module, loss: LossSum, batch: Batch) -> torch.Tensor:
-    """Sum of the losses of the trained tokens of `batch`; the head runs at those positions only."""
-    return head_loss_sum(model, loss, model.hidden(batch), batch.targets_K)  # type: ignore[operator]
+def batch_sums(model: nn.Module, loss: Loss, batch: Batch) -> Sums:
+    """The loss of one micro-batch, summed over its units. Raises TrainError for a batch without what the loss needs."""
+    missing = [name for name in loss.needs if name not in batch.columns] if isinstance(loss, Objective) else []
+    if missing:
+        raise TrainError(f"this loss needs {', '.join(missing)}, and the batches do not have it")
+    return sums_of(model, loss, batch)
 
 
-def backward_of(model: nn.Module, loss: LossSum, batch: Batch, num_trained: int) -> torch.Tensor:
-    """Adds the gradients of one micro-batch, divided by the step's trained tokens; returns its loss sum, detached."""
+def loss_of_step(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> Loss:
+    """`loss` itself, or what it becomes once it has seen all micro-batches of a step."""
+    if not isinstance(loss, Objective):
+        return loss
+    largest = max(batches, key=lambda batch: len(batch.ids_T))
+    with out_of_memory_as("what the loss looks at before a step", largest.row_ids, len(largest.ids_T)):
+        return loss.of_step(model, batches)
+
+
+def backward_of(model: nn.Module, loss: Loss, batch: Batch, num_units: float) -> Sums:
+    """Adds the gradients of one micro-batch, divided by the step's units; returns its sums, detached."""
     with out_of_memory_as(f"a micro-batch of {len(batch.ids_T)} tokens", batch.row_ids, len(batch.ids_T)):
-        loss_sum = batch_loss_sum(model, loss, batch)
-        (loss_sum / num_trained).backward()
-        return loss_sum.detach()
+        sums = batch_sums(model, loss, batch)
+        (sums.total / num_units).backward()
+        return Sums(sums.total.detach(), sums.figures)
 
 
 def train_step(
     model: nn.Module,
-    loss: LossSum,
+    loss: Loss,
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
@@ -89,39 +105,49 @@ def train_step(
     leaves the weights as they were. Raises NonFinite and Spike before any weight moves, OutOfMemory (no weight
     moved; the gradients are void) naming the micro-batch that did not fit, TrainError when no token carries loss.
     """
-    num_trained = sum(batch.num_trained for batch in batches)
-    if not num_trained:
+    counts = [count_units(loss, batch) for batch in batches]
+    num_units = sum(counts)
+    if not num_units:
         row_ids = tuple(row_id for batch in batches for row_id in batch.row_ids)
         raise TrainError(
             f"step {step}: no token carries loss in rows {shown_rows(row_ids)}",
             hint="look at these rows with `luthier mask`; the answer may be empty",
         )
     optimizer.zero_grad(set_to_none=True)
-    sums = []
-    for batch in batches:
+    loss = loss_of_step(model, loss, batches)
+    done = []
+    for batch, count in zip(batches, counts, strict=True):
         between()
-        if batch.num_trained:
-            sums.append((backward_of(model, loss, batch, num_trained), batch))
+        if count:
+            done.append((backward_of(model, loss, batch, num_units), count, batch))
     # The one wait for the device in a step: the guard must know before the weights move.
-    losses = [(value.item() / batch.num_trained, batch) for value, batch in sums]
+    losses = [(sums.total.item(), count, batch) for sums, count, batch in done]
     before_update()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     num_tokens = sum(len(batch.ids_T) for batch in batches)
     figures = StepFigures(
-        loss=sum(mean * batch.num_trained for mean, batch in losses) / num_trained,
+        loss=sum(total for total, _, _ in losses) / num_units,
         grad_norm=norm.item(),
         num_tokens=num_tokens,
-        num_trained=num_trained,
+        num_trained=sum(batch.num_trained for batch in batches),
         num_padding=num_tokens - sum(int(batch.cu_seqlens[-1]) for batch in batches),
+        num_units=num_units,
+        sums=_figure_sums([sums for sums, _, _ in done]),
     )
-    _refuse_bad_numbers(figures, losses, step, spike_in)
+    _refuse_bad_numbers(figures, [(total / count, batch) for total, count, batch in losses], step, spike_in)
     if spec.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, spec.max_grad_norm, norm)
     set_rate(optimizer, learning_rate)
     with out_of_memory_as("the optimizer's state"):
         optimizer.step()
     return figures
+
+
+def _figure_sums(parts: Sequence[Sums]) -> dict[str, float]:
+    """Each figure summed over the units of all micro-batches."""
+    names = parts[0].figures if parts else ()
+    return {name: float(sum(part.figures[name].sum().item() for part in parts)) for name in names}
 
 
 def _refuse_bad_numbers(

@@ -16,6 +16,7 @@ from luthier.data.stored import read_rows
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of, write_artefacts
 from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
+from luthier.jobs.objective import check_answers
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import Stage, run_stage
@@ -53,6 +54,7 @@ class _Parity:
 
 def build(project: Project) -> None:
     """The verb: prepares and trains first when that is needed."""
+    check_answers(project)
     opened = open_base(project)
     check_method(project, opened)
     prepared = prepare_stage(project, opened)

@@ -21,6 +21,7 @@ from luthier.evaluate.verdict import Verdict
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
+from luthier.jobs.objective import check_answers
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.sections import report_sections
@@ -50,6 +51,8 @@ class Tune:
 def evaluate(project: Project, *, adapter: Path | None = None, model: Path | None = None) -> int:
     """The verb: judges this project's build, or any adapter or model folder. Returns the exit code."""
     tune = None if adapter is None and model is None else _tune_of_folder(adapter, model)
+    if tune is None:
+        check_answers(project)
     opened = open_base(project)
     prepared = prepare_stage(project, opened)
     check_judgeable(project, prepared)

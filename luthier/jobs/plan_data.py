@@ -18,8 +18,10 @@ from luthier.data.items import Item
 from luthier.data.load import Loader, look
 from luthier.data.pack import epoch_batches, plan_packs
 from luthier.data.quarantine import Quarantine
+from luthier.data.sequences import RowEncoder, rows_become
 from luthier.data.sources import Source, find_sources
 from luthier.data.stored import read_encoded
+from luthier.data.turns import RowError
 from luthier.errors import ArtifactError, DataError, LuthierError
 from luthier.jobs.sharing import decide
 from luthier.plan.activations import MicroBatch
@@ -49,7 +51,11 @@ def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | No
         for role in ("train", "test")
         for one in find_sources(getattr(data, role), role, project.folder, allow_hub=data.allow_hub)
     ]
-    wanted = {"data": data.model_dump(mode="json"), "sequence_len": project.spec.train.sequence_len}
+    wanted = {
+        "data": data.model_dump(mode="json"),
+        "sequence_len": project.spec.train.sequence_len,
+        "rows_become": rows_become(project.spec.loss),
+    }
     if tokenizer is not None:
         wanted["tokenizer"] = tokenizer.digest
     for folder in sorted(project.output_dir.glob("prepare-*")):
@@ -122,12 +128,12 @@ class _Sample:
 
 def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
     data = project.spec.data
-    sample, codec = _Sample(), _codec(tokenizer)
+    sample, codec, loss = _Sample(), _codec(project, tokenizer), project.spec.loss
     sources = find_sources(data.train, "train", project.folder, allow_hub=data.allow_hub)
     for source in sources:
         take = SAMPLE_ROWS // len(sources) + 1
         if source.path.stat().st_size <= MAX_READ_BYTES:
-            items, _ = Loader(data, project.folder, Quarantine()).load(source)
+            items, _ = Loader(data, project.folder, Quarantine(), takes_judged=loss.compares).load(source)
             sample.num_rows += len(items)
             spread = np.linspace(0, len(items) - 1, min(len(items), take))
             _measure([items[round(x)] for x in spread], codec, sample)
@@ -180,22 +186,23 @@ def _num_packs(lengths: Sequence[int], num_rows: int, budget: int) -> int:
     return max(1, round(len(packs) * num_rows / packed))
 
 
-def _codec(tokenizer: Tokenizer | None) -> ChatCodec | None:
+def _codec(project: Project, tokenizer: Tokenizer | None) -> RowEncoder | None:
     try:
-        return ChatCodec(tokenizer) if tokenizer is not None else None
+        longest = project.spec.train.sequence_len
+        return None if tokenizer is None else RowEncoder(ChatCodec(tokenizer), project.spec.loss, longest)
     except LuthierError:  # training will say what is wrong with the template; a plan can do without
         return None
 
 
-def _measure(items: Sequence[Item], codec: ChatCodec | None, sample: _Sample) -> None:
+def _measure(items: Sequence[Item], codec: RowEncoder | None, sample: _Sample) -> None:
     for item in items:
         try:
             rows = codec.encode(item.row) if codec else []
-        except LuthierError:
+        except (LuthierError, RowError):
             rows = []
         sample.how.add("tokenised" if rows else _BY_CHARS)
-        sample.lengths += [len(row.ids) for row in rows]
-        sample.trained += [sum(row.trained) for row in rows]
+        sample.lengths += [row.num_tokens for row in rows]
+        sample.trained += [sum(sum(sequence.trained) for sequence in row.sequences) for row in rows]
         if not rows:
             num_chars = len(item.row.text) + sum(len(message["content"]) for message in item.row.messages)
             sample.lengths.append(max(1, round(num_chars / CHARS_PER_TOKEN)))

@@ -12,6 +12,7 @@ from luthier.config.load import Project
 from luthier.data.answers import load_schema
 from luthier.data.prepare import prepare as prepare_data
 from luthier.data.prepare import read_summary, sources_of
+from luthier.data.sequences import RowEncoder, rows_become
 from luthier.data.sources import find_sources
 from luthier.errors import ConfigError
 from luthier.jobs import console
@@ -36,6 +37,7 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     inputs = {
         "data": data.model_dump(mode="json"),
         "sequence_len": sequence_len,
+        "rows_become": rows_become(project.spec.loss),
         "tokenizer": opened.tokenizer.digest,
         "files": {name: digest_file(path) for name, path in files.items()},
     }
@@ -44,8 +46,9 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
         with console.progress_bar("tokenising") as progress:
             summary = prepare_data(
                 data,
-                codec=opened.codec,
+                codec=RowEncoder(opened.codec, project.spec.loss, sequence_len),
                 sequence_len=sequence_len,
+                takes_judged=project.spec.loss.compares,
                 out=folder,
                 base_dir=project.folder,
                 progress=progress,

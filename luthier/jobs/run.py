@@ -13,6 +13,7 @@ from luthier.jobs.build import build_stage
 from luthier.jobs.diagnose import diagnose_judged
 from luthier.jobs.evaluate import check_judgeable, evaluate_stage, read_verdict, tune_of_build
 from luthier.jobs.local import open_base
+from luthier.jobs.objective import check_answers
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.publish import publish_stage
 from luthier.jobs.stage import Stage
@@ -24,6 +25,7 @@ STYLES = {"SHIP_TUNE": "green", "SHIP_PROMPT": "cyan", "SHIP_NOTHING": "red", "I
 def run(project: Project, *, profile: int = 0, began: float | None = None) -> int:
     """Runs the whole project; returns the verdict's exit code. profile, began: see `train`."""
     started = time.monotonic()
+    check_answers(project)
     opened = open_base(project)
     check_method(project, opened)
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")

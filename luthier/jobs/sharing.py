@@ -5,19 +5,17 @@ Without torch, because the plan asks too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.config.project import ProjectSpec
-from luthier.data.pack import Sharing, epoch_batches, make_batch, make_shared_batch, measure_sharing
-from luthier.data.stored import EncodedSet
+from luthier.data.pack import LayOut, Sharing, epoch_batches, make_batch, make_shared_batch, measure_sharing
 from luthier.jobs import console
-from luthier.types import Batch, EncodedRow
+from luthier.types import RowSet
 
 _LOOKED_AT = 100  # micro-batches of the first epoch that the saving is estimated from
 _WORTH_IT = 0.05  # below this share of the tokens, bookkeeping may cost what is saved
-LayOut = Callable[[Sequence[EncodedRow]], Batch]
 
 
 class _Model(Protocol):
@@ -33,7 +31,7 @@ class Layout:
     says: str = ""
 
 
-def decide(spec: ProjectSpec, rows: EncodedSet, packs: Sequence[Sequence[int]], *, can_share: bool = True) -> Layout:
+def decide(spec: ProjectSpec, rows: RowSet, packs: Sequence[Sequence[int]], *, can_share: bool = True) -> Layout:
     """make_shared_batch where train.share_prefix, the rows, the adapter and the model allow it, else make_batch."""
     plain = Layout(make_batch)
     if spec.train.share_prefix == "never":
@@ -52,7 +50,7 @@ def decide(spec: ProjectSpec, rows: EncodedSet, packs: Sequence[Sequence[int]], 
     return Layout(make_shared_batch, sharing.share_saved, f"{_saving(sharing)} need no computing")
 
 
-def choose_batches(spec: ProjectSpec, model: _Model, train_set: EncodedSet) -> LayOut:
+def choose_batches(spec: ProjectSpec, model: _Model, train_set: RowSet) -> LayOut:
     """The layout of a run of `model`, said on the console before the first step."""
     packs = epoch_batches(train_set, spec.train.micro_batch_tokens, spec.train.seed, 0)
     chosen = decide(spec, train_set, packs, can_share=model.shares_prefixes)

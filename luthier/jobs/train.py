@@ -13,23 +13,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.peft_files import save_adapter
 from luthier.adapters.registry import Given, apply_method
+from luthier.adapters.score_head import save_score_head
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
 from luthier.data.pack import epoch_batches, make_batch
-from luthier.data.stored import read_encoded, read_rows
+from luthier.data.stored import EncodedSet, read_rows
+from luthier.engine.evaluation import dev_figures
 from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
+from luthier.engine.memory import OutOfMemory
+from luthier.engine.profile import StepProfiler
 from luthier.engine.state import TrainResult
 from luthier.errors import BaseModelError, ConfigError, Interrupted, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
 from luthier.jobs.caching import cache_rows
+from luthier.jobs.held_out import ranking_facts, tell_ranking
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import as_used_by, describe, dtype_for, keep, probe
+from luthier.jobs.objective import (
+    AdaptersOff,
+    Examples,
+    OpenObjective,
+    check_objective,
+    open_objective,
+    read_examples,
+)
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
@@ -37,16 +53,17 @@ from luthier.jobs.profile import make_profiler, tell_nothing_to_profile, tell_pr
 from luthier.jobs.sharing import choose_batches
 from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.waste import waste_line
-from luthier.losses.registry import LOSSES
+from luthier.losses.sequences import PreferenceLoss
 from luthier.models.int8 import load_frozen
 from luthier.models.load import read_weight
 from luthier.models.other import TransformersModel
 from luthier.models.packed import PackedModel
+from luthier.models.row_cache import RowCache
 from luthier.plan.linears import OWN_MODELS
 from luthier.plan.machines import price_here
 from luthier.plan.trainable import trainable
 from luthier.store.publish import write_atomic
-from luthier.types import MachineProfile
+from luthier.types import Batch, MachineProfile
 
 VERSION = 1
 _KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints")
@@ -75,6 +92,7 @@ def train_stage(
 ) -> Stage:
     """Trains the adapter (or reuses what stands). profile: how many steps to profile."""
     spec, began = project.spec, time.perf_counter() if began is None else began
+    check_objective(project, opened)
     began += 0.0 if prepared.reused else prepared.took_s  # reading and tokenising the data is not start-up
     inputs = {
         "adapter": spec.adapter.model_dump(mode="json"),
@@ -88,8 +106,9 @@ def train_stage(
     session = _Session(project, opened, prepared, work, inputs, profile, began)
 
     def build(folder: Path) -> dict[str, Any]:
+        examples = read_examples(project, prepared)
         proof = _prove_mask(opened, prepared)
-        result, facts = _train(session, folder / "adapter")
+        result, facts = _train(session, examples, folder / "adapter")
         for name in _KEPT:
             _link(work / name, folder / name)
         return facts | _figures(result) | {"mask_proof": proof}
@@ -152,7 +171,7 @@ def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
     return proof.as_json()
 
 
-def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[str, Any]]:
+def _train(session: _Session, examples: Examples, adapter_folder: Path) -> tuple[TrainResult, dict[str, Any]]:
     project, opened, prepared, spec = session.project, session.opened, session.prepared, session.project.spec
     set_threads(project)
     machine = _probe(session)
@@ -160,37 +179,31 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
     if machine is not None:
         console.line(describe(machine, dtype))
     planned = plan_ahead(project, opened.base.folder, prepared.folder, machine)
-    train_set = read_encoded(prepared.folder, "train")
-    sample = make_batch([train_set[index] for index in range(min(_SAMPLE_ROWS, len(train_set)))])
+    sample = make_batch([examples.train[index] for index in range(min(_SAMPLE_ROWS, len(examples.train)))])
     model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
     if model.note:
         console.warn(model.note)
     if isinstance(model, TransformersModel) and dtype == "int8":
         dtype = "float32"  # as its note says; the record must not claim int8
-    given = Given(lambda: model.hidden(sample), lambda name: read_weight(opened.base.folder, name))
-    adapted = apply_method(model, spec.adapter, seed=spec.train.seed, given=given)
-    share = 100 * adapted.share_trainable
-    console.line(f"trainable: {adapted.num_trainable:,} parameters, {share:.2f}% of the model ({spec.adapter.method})")
-    profiler = None
-    if session.profile:
-        folder = session.work.with_name(session.work.stem.replace("train", "profile", 1))
-        profiler = make_profiler(session.profile, folder, model, spec.adapter.lora_r, machine)
-    dev_set = read_encoded(prepared.folder, "dev")
-    cache = cache_rows(spec, model, (train_set, dev_set))
-    batch_of = choose_batches(spec, model, train_set) if cache is None else make_batch
+    adapted = _adapt(session, model, sample)
+    profiler = _profiler(session, model, machine)
+    cache = _cache(session, model, examples)
+    lay_out = choose_batches(spec, model, examples.train) if cache is None else make_batch
+    objective = open_objective(project, opened, prepared, adapted, examples, lay_out, dtype)
+    before = _held_out_before(session, adapted.model, objective, examples)
     with console.progress_bar("training") as progress, _stop_flag() as stop:
         result = train_loop(
             model,
-            LOSSES[spec.loss.kind],
+            objective.loss,
             spec.train,
-            train_set=train_set,
-            dev_set=dev_set,
-            make_batch=batch_of,
+            train_set=examples.train,
+            dev_set=examples.dev,
+            make_batch=objective.lay_out,
             plan_epoch=epoch_batches,
             run_dir=session.work,
             on_eval=_task_metrics_on_dev(project, prepared),
             make_sampler=lambda: _sampler(model, opened, project),
-            guard=session.guard,
+            guard={**session.guard, **objective.guard},
             progress=progress,
             stop=stop,
             profiler=profiler,
@@ -201,8 +214,11 @@ def _train(session: _Session, adapter_folder: Path) -> tuple[TrainResult, dict[s
         _stop_here(stop())
     if profiler is not None:
         tell_profile(profiler)
-    save_adapter(adapted, adapter_folder, opened.base.name)
+    _save(session, adapted, examples, adapter_folder)
     return result, {
+        "loss": spec.loss.kind,
+        "dev_before": before,
+        "ranking": _ranking(session, adapted, objective, examples),
         "num_trainable": adapted.num_trainable,
         "share_trainable": adapted.share_trainable,
         "dtype": dtype,
@@ -218,6 +234,72 @@ def _stop_here(asked: bool) -> None:
         raise Interrupted(
             "stopped after the last step; all of it is saved", hint="run the same command again: it goes on from there"
         )
+
+
+def _adapt(session: _Session, model: Any, sample: Batch) -> AdaptedModel:
+    spec, folder = session.project.spec, session.opened.base.folder
+    given = Given(lambda: model.hidden(sample), lambda name: read_weight(folder, name))
+    adapted = apply_method(model, spec.adapter, seed=spec.train.seed, given=given)
+    share = f"{adapted.share_trainable:.2%} of the model"
+    console.line(f"trainable: {adapted.num_trainable:,} parameters, {share} ({spec.adapter.method})")
+    return adapted
+
+
+def _cache(session: _Session, model: PackedModel, examples: Examples) -> RowCache | None:
+    """Only for an objective that sees each row once, as it was prepared."""
+    spec, train, dev = session.project.spec, examples.train, examples.dev
+    if not (spec.loss.is_plain and isinstance(train, EncodedSet) and isinstance(dev, EncodedSet)):
+        return None
+    return cache_rows(spec, model, (train, dev))
+
+
+def _save(session: _Session, adapted: AdaptedModel, examples: Examples, folder: Path) -> None:
+    save_adapter(adapted, folder, session.opened.base.name)
+    if session.project.spec.loss.has_score_head:
+        save_score_head(adapted.model, folder, examples.classes)
+
+
+def _profiler(session: _Session, model: PackedModel, machine: MachineProfile | None) -> StepProfiler | None:
+    """What --profile asks for; its folder is named as the stage is."""
+    if not session.profile:
+        return None
+    folder = session.work.with_name(session.work.stem.replace("train", "profile", 1))
+    return make_profiler(session.profile, folder, model, session.project.spec.adapter.lora_r, machine)
+
+
+def _held_out_before(
+    session: _Session, model: nn.Module, objective: OpenObjective, examples: Examples
+) -> dict[str, float]:
+    """The dev figures before the first step; kept beside the run, because a resumed one starts later. Empty without a
+    dev split, where a batch does not fit in memory, and for sft: it is measured against the base by `luthier evaluate`.
+    """
+    if session.project.spec.loss.kind == "sft":
+        return {}
+    path, spec = session.work / "before.json", session.project.spec.train
+    if not path.exists():
+        packs = epoch_batches(examples.dev, spec.micro_batch_tokens, 0, 0) if len(examples.dev) else []
+        device = next(iter(model.named_parameters()))[1].device
+        never = lambda: False  # noqa: E731
+        handed = (model, objective.loss, examples.dev, packs, objective.lay_out, device, never)
+        try:
+            figures = dev_figures(*handed) if packs else None
+        except OutOfMemory:  # the run itself will halve its batches; this figure is not worth a search
+            figures = None
+        write_atomic(path, json.dumps(figures or {}))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _ranking(
+    session: _Session, adapted: AdaptedModel, objective: OpenObjective, examples: Examples
+) -> dict[str, Any] | None:
+    """Of an objective on pairs that ranks by words: how it ranks the dev pairs."""
+    if not isinstance(objective.loss, PreferenceLoss) or not len(examples.dev) or not adapted.keeps_base:
+        return None
+    budget = session.project.spec.train.micro_batch_tokens
+    handed = (adapted.model, AdaptersOff(adapted), objective.loss, examples.dev, objective.lay_out, budget)
+    facts = ranking_facts(*handed)
+    tell_ranking(facts)
+    return facts
 
 
 def _probe(session: _Session) -> MachineProfile | None:

@@ -52,6 +52,14 @@ def wilson(num_hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
+def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's two-sided interval of a mean; one value bounds nothing: (-inf, inf) would not be JSON, so (it, it)."""
+    values = np.asarray(values, float)
+    mean, num = float(values.mean()), len(values)
+    half = 0.0 if num < 2 else float(stats.t.ppf(0.5 + confidence / 2, num - 1) * values.std(ddof=1) / np.sqrt(num))
+    return mean - half, mean + half
+
+
 def clopper_pearson(num_hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval of a proportion; n >= 1."""
     low, high = stats.binomtest(num_hits, n).proportion_ci(confidence, method="exact")

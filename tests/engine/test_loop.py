@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from luthier.engine.evaluation import dev_loss
+from luthier.engine.evaluation import dev_figures
 from luthier.engine.loop import train
 from luthier.errors import TrainError
 from luthier.losses.sft import sft_loss_sum
@@ -22,8 +22,8 @@ def test_dev_loss_does_not_depend_on_the_batches(budget):
         if "lora_B" in name:  # at zero, dropout would show nowhere
             torch.nn.init.normal_(parameter)
     cpu = torch.device("cpu")
-    got = dev_loss(model, sft_loss_sum, dev, plan_epoch(dev, budget, 0, 0), make_batch, cpu, lambda: False)
-    one = dev_loss(model, sft_loss_sum, dev, [[i] for i in range(8)], make_batch, cpu, lambda: False)
+    got = dev_figures(model, sft_loss_sum, dev, plan_epoch(dev, budget, 0, 0), make_batch, cpu, lambda: False)["loss"]
+    one = dev_figures(model, sft_loss_sum, dev, [[i] for i in range(8)], make_batch, cpu, lambda: False)["loss"]
     assert got == pytest.approx(one, rel=1e-6)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.engine.evaluation import dev_loss
+from luthier.engine.evaluation import dev_figures
 from luthier.engine.inputs import batches_of
 from luthier.engine.loop import train
 from luthier.engine.memory import PeakMemory, available_bytes, held_bytes, is_out_of_memory
@@ -112,8 +112,8 @@ def test_the_split_is_remembered_and_a_resumed_run_is_the_uninterrupted_one(tmp_
 def test_dev_batches_are_split_too(tmp_path):
     """The same dev loss from pieces; an evaluation that runs out of memory is done again, split."""
     model, dev = small_model(), rows(8, seed=9)
-    whole = dev_loss(model, sft_loss_sum, dev, [range(8)], make_batch, CPU, lambda: False)
-    pieces = dev_loss(model, sft_loss_sum, dev, [range(8)], make_batch, CPU, lambda: False, 30)
+    whole = dev_figures(model, sft_loss_sum, dev, [range(8)], make_batch, CPU, lambda: False)["loss"]
+    pieces = dev_figures(model, sft_loss_sum, dev, [range(8)], make_batch, CPU, lambda: False, 30)["loss"]
     assert pieces == pytest.approx(whole, rel=1e-6)
     calls = []
 

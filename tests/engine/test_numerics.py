@@ -19,7 +19,7 @@ def watcher(tmp_path, said=None):
 
 def take(updates, loss, norm):
     """One step as the loop takes it; True when it was refused."""
-    figures = StepFigures(loss, norm, 10, 5, 0)
+    figures = StepFigures(loss, norm, 10, 5, 0, 5)
     reason = updates.spike_in(loss, norm)
     if reason:
         updates.refuse(Spike(reason, figures, ("row-7",), hint=""))

@@ -12,7 +12,7 @@ from luthier.chat.codec import ChatCodec
 from luthier.config.adapter import AdapterSpec
 from luthier.config.train import TrainSpec
 from luthier.data.pack import epoch_batches, make_batch
-from luthier.engine.evaluation import dev_loss
+from luthier.engine.evaluation import dev_figures
 from luthier.engine.loop import train
 from luthier.losses.sft import sft_loss_sum
 from luthier.models.int8 import load_frozen, to_int8
@@ -89,7 +89,7 @@ def test_an_adapter_trained_on_int8_is_as_good_on_the_float32_weights_it_ships_w
     assert model.note == ""
 
     def loss_of(some):
-        return dev_loss(some, sft_loss_sum, dev, [range(24)], make_batch, cpu, lambda: False)
+        return dev_figures(some, sft_loss_sum, dev, [range(24)], make_batch, cpu, lambda: False)["loss"]
 
     untrained = loss_of(model)
     adapted = apply_lora(model, AdapterSpec(lora_r=4), seed=0)

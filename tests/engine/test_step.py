@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from luthier.adapters.lora import apply_lora
 from luthier.config.adapter import AdapterSpec
-from luthier.engine.evaluation import dev_loss
+from luthier.engine.evaluation import dev_figures
 from luthier.engine.inputs import StepPlan, batches_of
 from luthier.engine.optimizers import make_adamw
 from luthier.engine.step import NonFinite, train_step
@@ -108,7 +108,9 @@ def test_a_micro_batch_without_trained_tokens_counts_for_nothing():
     for (name, got), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
         if expected.requires_grad:
             torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=name)
-    dev = dev_loss(small_model(), sft_loss_sum, [*spoken, silent], [[2], [0], [1]], make_batch, cpu, lambda: False)
+    dev = dev_figures(small_model(), sft_loss_sum, [*spoken, silent], [[2], [0], [1]], make_batch, cpu, lambda: False)[
+        "loss"
+    ]
     assert dev == pytest.approx(loss, rel=1e-6)
 
 

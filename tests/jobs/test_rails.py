@@ -14,6 +14,7 @@ from luthier.errors import ConfigError, Interrupted, TrainError
 from luthier.jobs import machine
 from luthier.jobs import train as train_job
 from luthier.losses.registry import LOSSES
+from luthier.losses.sft import sft_loss_sum
 from luthier.store.publish import read_manifest, verify_folder
 from tests.jobs.toy import make_texts, write_project
 from tests.tiny import make_tokenizer
@@ -185,7 +186,7 @@ def test_profile_of_what_stands_says_so_and_how_to(project, luthier):
 @pytest.fixture
 def room(monkeypatch):
     """room(n): from then on the head finds no room for more than n positions, and raises what torch raises."""
-    plain = LOSSES["sft"]
+    plain = sft_loss_sum
 
     def leave(limit: int) -> None:
         def full(logits_KV, targets_K):
@@ -193,7 +194,7 @@ def room(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return plain(logits_KV, targets_K)
 
-        monkeypatch.setitem(LOSSES, "sft", full)
+        monkeypatch.setitem(LOSSES, "sft", lambda spec, second: full)
 
     return leave
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.engine import head_loss
-from luthier.engine.head_loss import head_loss_sum
+from luthier.losses import head
+from luthier.losses.head import head_loss_sum
 from luthier.losses.sft import sft_loss_sum
 
 K, D, V = 70, 24, 500
@@ -28,7 +28,7 @@ class _Headed(nn.Module):
 @pytest.fixture(params=[1, 16, 69, 70])
 def rows_a_slice(request, monkeypatch):
     """Slices of one row, of some, of all but one, and all in one."""
-    monkeypatch.setattr(head_loss, "CHUNK_BYTES", request.param * 4 * V)
+    monkeypatch.setattr(head, "CHUNK_BYTES", request.param * 4 * V)
     return request.param
 
 
