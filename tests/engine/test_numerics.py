@@ -49,7 +49,7 @@ def test_a_new_level_is_accepted_after_some_spikes_in_a_row(tmp_path):
 @pytest.mark.parametrize(("steps", "ends"), [((10, 60, 109), True), ((10, 60, 110), False), ((10, 11), True)])
 def test_the_third_step_in_a_hundred_that_is_not_finite_ends_the_run(tmp_path, steps, ends):
     updates = watcher(tmp_path)
-    *before, last = (NonFinite("nan", StepFigures(math.nan, 1.0, 10, 5, 0), ("row-1",), hint="") for _ in steps)
+    *before, last = (NonFinite("nan", StepFigures(math.nan, 1.0, 10, 5, 0, 5), ("row-1",), hint="") for _ in steps)
     for step, refused in zip(steps, before, strict=False):
         updates.state.step = step - 1
         updates.refuse(refused)

@@ -1,5 +1,7 @@
 """The toy base, trained once a session, and the CLI in this process."""
 
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
@@ -21,7 +23,16 @@ def luthier():
 
 
 @pytest.fixture(scope="session")
-def shipped(tmp_path_factory, toy_base, luthier):
-    """A whole run that ships: (project file, its first result)."""
-    path = write_project(tmp_path_factory.mktemp("ship"), toy_base, make_texts(500, seed=7))
+def untouched(tmp_path_factory, toy_base, luthier):
+    """A whole run that ships, for tests that only copy it: (project file, its result)."""
+    path = write_project(tmp_path_factory.mktemp("untouched"), toy_base, make_texts(500, seed=7))
     return path, luthier("run", "-c", path)
+
+
+@pytest.fixture(scope="session")
+def shipped(untouched, tmp_path_factory):
+    """The same, for tests that go on from it."""
+    path, result = untouched
+    folder = tmp_path_factory.mktemp("ship") / path.parent.name  # the card tells the name
+    shutil.copytree(path.parent, folder)
+    return folder / path.name, result

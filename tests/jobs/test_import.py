@@ -90,8 +90,13 @@ def test_a_qlora_file_is_imported_and_trains_for_a_few_steps(folder, luthier):
     assert spec.train.gradient_accumulation_steps == 2 and spec.train.weight_decay == 0.01
     assert (spec.adapter.lora_r, spec.adapter.lora_alpha, spec.adapter.lora_dropout) == (8, 16, 0.05)
     assert spec.adapter.lora_target_modules == "all-linear" and spec.data.format == "sharegpt"
-    assert spec.data.split.dev == 0.1 and spec.data.over_length == "quarantine" and spec.model.dtype in ("int8", "nf4")
-    trained = luthier("train", "-c", folder / "luthier.yaml", "--set", "model.dtype=float32")
+    assert (
+        spec.data.split.dev == 0.1
+        and spec.data.over_length == "quarantine"
+        and spec.model.dtype == "nf4"
+        and spec.adapter.method == "qlora"
+    )
+    trained = luthier("train", "-c", folder / "luthier.yaml")
     assert trained.exit_code == 0, trained.output
     log = next((folder / "outputs/qlora-out").glob("train-*/metrics.jsonl")).read_text().splitlines()
     steps = [row for line in log if "loss" in (row := json.loads(line))]

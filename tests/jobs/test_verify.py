@@ -16,9 +16,9 @@ STAGES = ("prepare", "train", "build", "evaluate", "published")
 
 
 @pytest.fixture
-def chain(shipped, toy_base, tmp_path):
+def chain(untouched, toy_base, tmp_path):
     """A copy of a run that shipped, with its own raw data and base: folder of the project."""
-    path, result = shipped
+    path, result = untouched
     assert result.exit_code == 0, result.output
     folder = tmp_path / "project"
     shutil.copytree(path.parent, folder)
