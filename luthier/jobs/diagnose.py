@@ -130,7 +130,10 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
         usual_rate=_usual_rate(project, opened),
         lora_r=adapter.lora_r if adapter.facts.kind == "low-rank" else None,
         refused=tuple(
-            Refused(r["step"], r["why"], tuple(r["row_ids"])) for r in MetricsLog(folder / "skipped.jsonl").read()
+            Refused(
+                r["step"], r["why"], tuple(r["row_ids"]), math.isfinite(r["loss"]) and math.isfinite(r["grad_norm"])
+            )
+            for r in MetricsLog(folder / "skipped.jsonl").read()
         ),
         markers=tuple(split_markers(opened.codec)),
     )

@@ -44,6 +44,7 @@ class Refused:
     step: int
     why: str
     row_ids: tuple[str, ...]
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _before_the_curve(evidence: Evidence) -> Iterator[Finding]:
             (Move("use the base's own template: its tokenizer_config.json or chat_template.jinja"),),
         )
     refused = list(evidence.refused)
-    if len(refused) > 1 or any("nan" in one.why or "inf" in one.why for one in refused):
+    if len(refused) > 1 or not all(one.is_finite for one in refused):
         rows = dict.fromkeys(row for one in refused for row in one.row_ids[:2])
         yield Finding(
             "instability",

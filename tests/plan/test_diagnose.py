@@ -51,7 +51,10 @@ CASES = {
     ),
     "stuck, far too fast": (healthy(improved=False, learning_rate=0.1, usual_rate=5e-4), "rate_too_high"),
     "spikes": (healthy(steps=spiked(STEPS, (40, 55, 71), 5)), "instability"),
-    "not a number": (healthy(refused=(Refused(12, "step 12: loss is nan; no update", ("r7",)),)), "instability"),
+    "not a number": (
+        healthy(refused=(Refused(12, "loss is nan; no update", ("r7",), is_finite=False),)),
+        "instability",
+    ),
     "hardly moves": (healthy(steps=curve(lambda t: 2.0 - 0.2 * t), dev=((90, 1.85),)), "rate_too_low"),
     "still falling": (healthy(steps=curve(lambda t: 2.0 - 1.2 * t), dev=((90, 0.8),), num_epochs=1), "underfitting"),
     "flat, wins nothing": (healthy(improved=False), "underfitting"),
@@ -84,7 +87,9 @@ def test_every_kind_has_a_case():
 def test_neighbours_of_a_finding_are_none():
     """Just inside the limits nothing is said."""
     assert kinds(healthy(steps=spiked(STEPS, (40,), 5))) == [], "one odd step is not instability"
-    assert kinds(healthy(refused=(Refused(40, "loss 9 is 8 sigma above", ("r1",)),))) == [], "nor is one refused"
+    assert kinds(healthy(refused=(Refused(40, "loss 9 is 8 sigma above; rows info-1", ("info-1",)),))) == [], (
+        "nor is one refused"
+    )
     assert kinds(healthy(dev=((30, 0.53), (90, 0.54)))) == [], "1% is no rise"
     assert kinds(healthy(num_rows=60)) == [], "few rows that win are enough"
     assert kinds(healthy(general=(0.08, False))) == [], "the gate says what is too much"
