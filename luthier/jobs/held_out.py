@@ -4,20 +4,26 @@ from the base. Measured on the dev split with the weights that are kept.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from luthier.adapters.handle import AdaptedModel
 from luthier.data.pack import LayOut, epoch_batches
 from luthier.engine.evaluation import dev_figures
 from luthier.engine.inputs import batches_of
+from luthier.engine.memory import OutOfMemory
 from luthier.jobs import console
+from luthier.jobs.objective import AdaptersOff, Examples, OpenObjective
+from luthier.jobs.session import Session
 from luthier.losses.sequences import PairRecord, PreferenceLoss
 from luthier.losses.tokens import SecondModel, TokenLoss
 from luthier.stats.intervals import mean_interval
+from luthier.store.publish import write_atomic
 from luthier.types import RowSet
 
 
@@ -48,7 +54,7 @@ def ranking_facts(
     return facts
 
 
-def tell_ranking(facts: Mapping[str, Any]) -> None:
+def _tell_ranking(facts: Mapping[str, Any]) -> None:
     """One line of the figures."""
     shares = ", ".join(f"{name} {100 * facts[name]['mean']:.1f}%" for name in ("tuned", "base", "longer"))
     gains = "; ".join(
@@ -87,3 +93,38 @@ def _kl(
     apart = TokenLoss(nll=0.0, pull=1.0, divergence="reverse_kl", second=base)
     figures = dev_figures(model, apart, rows, packs, lay_out, device, lambda: False)
     return 0.0 if figures is None else figures["loss"]
+
+
+def held_out_before(
+    session: Session, model: nn.Module, objective: OpenObjective, examples: Examples
+) -> dict[str, float]:
+    """The dev figures before the first step; kept beside the run, because a resumed one starts later. Empty without a
+    dev split, where a batch does not fit in memory, and for sft: it is measured against the base by `luthier evaluate`.
+    """
+    if session.project.spec.loss.kind == "sft":
+        return {}
+    path, spec = session.work / "before.json", session.project.spec.train
+    if not path.exists():
+        packs = epoch_batches(examples.dev, spec.micro_batch_tokens, 0, 0) if len(examples.dev) else []
+        device = next(iter(model.named_parameters()))[1].device
+        never = lambda: False  # noqa: E731
+        handed = (model, objective.loss, examples.dev, packs, objective.lay_out, device, never)
+        try:
+            figures = dev_figures(*handed) if packs else None
+        except OutOfMemory:  # the run itself will halve its batches; this figure is not worth a search
+            figures = None
+        write_atomic(path, json.dumps(figures or {}))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def ranking(
+    session: Session, adapted: AdaptedModel, objective: OpenObjective, examples: Examples
+) -> dict[str, Any] | None:
+    """Of an objective on pairs that ranks by words: how it ranks the dev pairs."""
+    if not isinstance(objective.loss, PreferenceLoss) or not len(examples.dev) or not adapted.keeps_base:
+        return None
+    budget = session.project.spec.train.micro_batch_tokens
+    handed = (adapted.model, AdaptersOff(adapted), objective.loss, examples.dev, objective.lay_out, budget)
+    facts = ranking_facts(*handed)
+    _tell_ranking(facts)
+    return facts

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.jobs.train import _stop_flag
+from luthier.jobs.stopping import stop_flag
 from tests.jobs.toy import make_texts, write_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def test_the_first_signal_asks_and_the_second_ends(number):
 
     mine = signal.signal(number, end)
     try:
-        with pytest.raises(Ended), _stop_flag() as stop:
+        with pytest.raises(Ended), stop_flag() as stop:
             assert not stop()
             os.kill(os.getpid(), number)
             assert stop()
