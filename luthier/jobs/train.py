@@ -21,6 +21,7 @@ from luthier.data.stored import read_rows
 from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
+from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
@@ -151,7 +152,9 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
         console.line(describe(machine, dtype))
     planned = plan_ahead(project, opened.base.folder, prepared.folder, machine)
     sample = make_batch([examples.train[index] for index in range(min(_SAMPLE_ROWS, len(examples.train)))])
+    warming = start_warm_up()  # only now: it would disturb the probe
     model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
+    warming.join()
     if model.note:
         console.warn(model.note)
     if isinstance(model, TransformersModel) and dtype == "int8":

@@ -80,19 +80,26 @@ def _holds(stack: Frozen, layer: Linear) -> bool:
 
 
 def stack_layers(
-    layers: Sequence[Linear], *, int8: bool = False, peaks_I: Tensor | None = None, nf4: bool = False
+    layers: Sequence[Linear],
+    *,
+    dtype: torch.dtype | None = None,
+    int8: bool = False,
+    peaks_I: Tensor | None = None,
+    nf4: bool = False,
 ) -> None:
     """Puts the weights of layers that read the same input one below the other, so that one product serves them all.
 
     Each layer's weight becomes a view of the new buffer; with int8 or nf4 it is quantised, for good, on the way
-    (peaks_I: see Int8Weight).
+    (peaks_I: see Int8Weight). dtype: what it is cast to on the way, if not left as it is.
     """
     weights = [layer.weight.detach() for layer in layers]
+    out = weights[0].new_empty((sum(map(len, weights)), weights[0].shape[1]), dtype=dtype)
     stack: Frozen
     if nf4:
         stack = Nf4Weight(*weights)
     else:
-        stack = Int8Weight(torch.cat(weights), peaks_I) if int8 else FrozenWeight(torch.cat(weights))
+        joined = torch.cat(weights, out=out)
+        stack = Int8Weight(joined, peaks_I) if int8 else FrozenWeight(joined)
     first = 0
     for layer in layers:
         trains = layer.weight.requires_grad and stack.held.is_floating_point()

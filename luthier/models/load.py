@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from luthier.bases.folder import check_weights, weight_files
 from luthier.errors import BaseModelError
@@ -42,9 +43,8 @@ def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | Trans
         spec = spec_from_config(config)
     except NotOurs as reason:
         return load_other(folder, config, torch_dtype, reason=str(reason))
-    # Copied, so that the mapped file is let go of: a stacked or quantised weight must not stand in memory twice.
-    tensors = {name: x.to(torch_dtype, copy=True) for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
-    return _assemble(folder, spec, config, tensors).eval()
+    tensors = {name: x for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
+    return _assemble(folder, spec, config, tensors, torch_dtype).eval()
 
 
 def read_weight(folder: Path, name: str) -> torch.Tensor:
@@ -81,7 +81,10 @@ def _read(files: list[Path]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _assemble(folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Decoder:
+def _assemble(
+    folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
+) -> Decoder:
+    """tensors: as mapped. Each is copied once, cast on the way, to where it stays; then the file is let go of."""
     note = ""
     if spec.tied and _HEAD in tensors:
         tensors.setdefault(_EMBEDDING, tensors[_HEAD])
@@ -95,10 +98,15 @@ def _assemble(folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: 
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied head is not listed twice
     _refuse_misfits(folder, wanted, tensors)
     model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie()
     for group in model.projection_groups():
         if len(group) > 1:
-            stack_layers(group)  # type: ignore[arg-type]
+            stack_layers(group, dtype=dtype)  # type: ignore[arg-type]
+    stacked = {id(layer.weight) for group in model.projection_groups() if len(group) > 1 for layer in group}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in stacked:
+                setattr(module, name, nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad))
+    model.tie()
     return model
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from luthier.stats.intervals import bca, tango
+from luthier.stats.bootstrap import bca
+from luthier.stats.intervals import tango
 from luthier.stats.permutation import cluster_sums, subset_ratios, swap_test
 from luthier.stats.power import clustered_error
 

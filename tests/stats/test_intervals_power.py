@@ -1,10 +1,13 @@
 """Intervals and power against scipy, published numbers and simulated coverage."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from luthier.stats.intervals import bca, clopper_pearson, lower_rate, tango, tango_z, upper_rate, wilson
+from luthier.stats.bootstrap import bca
+from luthier.stats.intervals import clopper_pearson, lower_rate, mean_interval, tango, tango_z, upper_rate, wilson
 from luthier.stats.power import (
     clustered_error,
     detectable_effect,
@@ -104,3 +107,15 @@ def test_bca_matches_scipy_and_survives_a_constant():
     reference = stats.bootstrap((values,), np.mean, n_resamples=999, rng=np.random.default_rng(0)).confidence_interval
     assert (low, high) == pytest.approx((reference.low, reference.high), rel=0.05)
     assert bca(lambda index: np.ones(index.shape[:-1]), 10) == (1.0, 1.0)
+
+
+def test_intervals_of_a_share_and_of_a_mean_are_scipy_s():
+    """Ours come from scipy.special alone."""
+    for num_hits, n, confidence in itertools.product((0, 1, 7), (7, 40), (0.9, 0.95)):
+        theirs = stats.binomtest(num_hits, n)
+        for ours, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
+            expected = tuple(theirs.proportion_ci(confidence, method=method))
+            assert ours(num_hits, n, confidence=confidence) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    values = [0.3, 0.9, -1.0, 0.2]
+    expected = stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
+    assert mean_interval(values, confidence=0.9) == pytest.approx(expected)
