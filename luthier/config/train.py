@@ -58,6 +58,9 @@ class TrainSpec(Spec):
     hang_timeout_s: Annotated[float, Field(gt=0)] | None = 1800.0
     """A run in which nothing has moved for so long, and for 20 times its longest move so far, is ended with its stacks
     in hang.txt; the same command then goes on from the last checkpoint. null = wait for ever."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What training computes on; the run says which and why, and its record too. auto = the CPU, the only one there is
+    so far; cuda is refused by name before anything is read, never replaced by something slower."""
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; null = all physical cores given to the process."""
 

@@ -22,8 +22,8 @@ from luthier.engine.inputs import StepPlan
 from luthier.errors import TrainError
 from luthier.store.publish import digest_json
 
-# Settings that change what is written down, not the weights: a resumed run may change them.
-FREE_SETTINGS = {"logging_steps", "save_steps", "save_total_limit", "trackers", "hang_timeout_s"}
+# Settings that change what is written down or where it is computed, not what: a resumed run may change them.
+FREE_SETTINGS = {"logging_steps", "save_steps", "save_total_limit", "trackers", "hang_timeout_s", "device"}
 _LIBRARIES = ("torch", "numpy", "transformers", "safetensors")
 
 

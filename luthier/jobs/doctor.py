@@ -24,11 +24,12 @@ _OWN_PINS = Path(__file__).resolve().parents[2] / "constraints.txt"  # in a chec
 def doctor(
     *, config: Path | None = None, constraints: Path | None = None, strict: bool = False, as_json: bool = False
 ) -> int:
-    """Prints the findings; returns the exit code. config: a project file whose output_dir is looked at."""
+    """Prints the findings; returns the exit code. config: a project file whose output_dir and device are looked at."""
     if constraints is not None and not constraints.is_file():
         raise ConfigError(f"{constraints}: no such file", hint="give a file of lines such as torch==2.13.0")
-    output_dir = load_project(config).output_dir if config else Path("runs")
-    findings = [*_installed(constraints), *_machine(output_dir)]
+    project = load_project(config) if config else None
+    output_dir, asked = (project.output_dir, project.spec.train.device) if project else (Path("runs"), "auto")
+    findings = [*_installed(constraints), *_machine(output_dir, asked)]
     failing = {"problem", "warning"} if strict else {"problem"}
     wrong = [finding for finding in findings if finding.verdict in failing]
     if as_json:
@@ -48,14 +49,14 @@ def _installed(constraints: Path | None) -> Iterator[Finding]:
     yield from start_up_code()
 
 
-def _machine(output_dir: Path) -> Iterator[Finding]:
+def _machine(output_dir: Path, asked: str) -> Iterator[Finding]:
     try:
         machine = importlib.import_module("luthier.jobs.doctor_machine")
     except (ImportError, OSError) as error:  # OSError: a shared library of torch's that is not there
         why = "without it nothing can be trained, and the machine cannot be looked at"
         yield Finding("import", f"{type(error).__name__}: {error}", "problem", why, "install again what is named")
         return
-    yield from machine.examine(output_dir)
+    yield from machine.examine(output_dir, asked)
 
 
 def _tell(findings: list[Finding]) -> None:

@@ -19,7 +19,9 @@ import torch
 
 from luthier.bases.resolve import default_cache_dir
 from luthier.bases.shapes import Shapes
+from luthier.errors import ConfigError
 from luthier.graders.sandbox.box import sandbox_tier
+from luthier.jobs.device import Gpu, choose_device
 from luthier.jobs.finding import Finding
 from luthier.models.probe import probe_machine
 from luthier.plan.machines import usable_memory_bytes
@@ -36,40 +38,6 @@ PROBE_SHAPES = Shapes(
     head_dim=64, ffn_size=1536, vocab_size=49152, max_positions=2048, tied=True, attention_bias=False,
     sliding_window=None, rope_theta=1e5, rope_type="default", dtype="float32", num_parameters=134_515_008,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What speaks of a GPU. driver: its version, "" = none loaded; built_for: CUDA version of this torch, "" = none."""
-
-    driver: str = ""
-    built_for: str = ""
-    usable: bool = False
-    name: str = ""
-    capability: str = ""
-    kernels: tuple[str, ...] = ()
-    memory_bytes: int = 0
-
-    @classmethod
-    def here(cls) -> Gpu:
-        """This machine's."""
-        path = Path("/proc/driver/nvidia/version")
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        found = re.search(r"Kernel Module[^\d]*([\d.]+)", text)
-        driver = found.group(1) if found else "unknown" if Path("/dev/nvidia0").exists() else ""
-        built_for = str(torch.version.cuda or "")
-        if not torch.cuda.is_available():
-            return cls(driver, built_for)
-        major, minor = torch.cuda.get_device_capability(0)
-        return cls(
-            driver,
-            built_for,
-            usable=True,
-            name=torch.cuda.get_device_name(0),
-            capability=f"sm_{major}{minor}",
-            kernels=tuple(torch.cuda.get_arch_list()),
-            memory_bytes=torch.cuda.get_device_properties(0).total_memory,
-        )
 
 
 def gpu(found: Gpu) -> Finding:
@@ -101,6 +69,17 @@ def gpu(found: Gpu) -> Finding:
         why = f"torch has kernels for {', '.join(found.kernels)}, none for it: every operation would fail"
         return Finding("GPU", what, "problem", why, "install a torch build that lists this architecture")
     return Finding("GPU", what)
+
+
+def device(asked: str, found: Gpu) -> Finding:
+    """What training would compute on with train.device: `asked`."""
+    try:
+        chosen = choose_device(asked, found)
+    except ConfigError as error:
+        return Finding("device", asked, "problem", str(error), error.hint)
+    if found.usable and asked == "auto":
+        return Finding("device", str(chosen), "note", "the GPU is not used", "set train.device: cpu to say it is meant")
+    return Finding("device", str(chosen))
 
 
 def folder(what: str, path: Path, name_of_setting: str) -> Iterator[Finding]:
@@ -266,10 +245,11 @@ def sandbox(tier: str) -> Finding:
     return Finding("sandbox", tier, "note", why, "docs/sandbox.md says what the kernel must offer")
 
 
-def examine(output_dir: Path) -> Iterator[Finding]:
-    """All of it, on this machine."""
-    cache = default_cache_dir()
-    yield gpu(Gpu.here())
+def examine(output_dir: Path, asked: str) -> Iterator[Finding]:
+    """All of it, on this machine. asked: train.device."""
+    cache, found = default_cache_dir(), Gpu.here()
+    yield gpu(found)
+    yield device(asked, found)
     yield from folder("cache", cache, "LUTHIER_CACHE")
     yield from folder("output", output_dir, "output_dir")
     yield clock(output_dir)

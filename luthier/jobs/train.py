@@ -26,6 +26,7 @@ from luthier.errors import BaseModelError, TemplateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
+from luthier.jobs.device import choose_device, devices_of
 from luthier.jobs.held_out import held_out_before, ranking
 from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
 from luthier.jobs.machine import describe
@@ -57,6 +58,7 @@ _SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 def train(project: Project, *, profile: int = 0, began: float | None = None) -> None:
     """The verb: prepares the data first when that is needed. began: time.perf_counter() when the verb was called."""
+    choose_device(project.spec.train.device)
     opened = open_base(project)
     check_method(project, opened)
     train_stage(project, opened, prepare_stage(project, opened), profile=profile, began=began)
@@ -146,6 +148,8 @@ def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
 def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[TrainResult, dict[str, Any]]:
     project, opened, prepared, spec = session.project, session.opened, session.prepared, session.project.spec
     set_threads(project)
+    device = choose_device(spec.train.device)
+    console.line(f"training on {device}")
     machine = probe_machine(session)
     dtype = dtype_of_run(session, machine)
     if machine is not None:
@@ -196,6 +200,7 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
         "num_trainable": adapted.num_trainable,
         "share_trainable": adapted.share_trainable,
         "dtype": dtype,
+        "device": dataclasses.asdict(device) | {"tensors": devices_of((*model.parameters(), *model.buffers()))},
         "cached_rows": None if cache is None else cache.figures(),
         "machine": None if machine is None else dataclasses.asdict(machine),
         "planned": planned,

@@ -14,7 +14,8 @@ import pytest
 
 from luthier.jobs import doctor_machine as machine
 from luthier.jobs import doctor_packages as packages
-from luthier.jobs.doctor_machine import Gpu, Threads
+from luthier.jobs.device import Gpu
+from luthier.jobs.doctor_machine import Threads
 
 ROOT = Path(__file__).resolve().parents[2]
 
