@@ -30,7 +30,7 @@ from luthier.data.prepare import prepare
 from luthier.data.quarantine import read_quarantine
 from luthier.text.pii import find_pii
 from luthier.text.secrets import find_secrets
-from luthier.text.shingles import shingles
+from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
 from luthier.types import EncodedRow, Row
 
@@ -71,8 +71,7 @@ def near_duplicates(texts: list[str], num_pairs: int, seed: int) -> dict:
     everything = documents + copies
     truth = {pair for pair, likeness in brute_force(everything).items() if likeness >= 0.9}
     started = time.process_time()
-    sets = [shingles(text) for text in everything]
-    found = {(i, j) for i, j, _ in similar_pairs(sets, 0.9, BANDS_FOR_REMOVAL)}
+    found = {(i, j) for i, j, _ in similar_pairs(Shingled(everything), 0.9, BANDS_FOR_REMOVAL)}
     took_s = time.process_time() - started
     return {
         "pairs_planted": num_pairs,

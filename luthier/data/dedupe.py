@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from luthier.data.items import Item, prompt_key, prompt_text
 from luthier.text.normalise import normalise
-from luthier.text.shingles import shingle_all
+from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
 from luthier.types import Row
 
@@ -50,7 +50,7 @@ def drop_duplicates(items: Sequence[Item], threshold: float) -> Deduped:
     unique, dropped, conflicts = _exact(items)
     if threshold >= 1.0:
         return Deduped(unique, dropped, conflicts)
-    sets, _ = shingle_all(_compared(item.row) for item in unique)
+    sets = Shingled([_compared(item.row) for item in unique])
     conflicting = {id(later) for _, later in conflicts}
     gone: dict[int, Duplicate] = {}
     for i, j, similarity in sorted(similar_pairs(sets, threshold, BANDS_FOR_REMOVAL), key=lambda pair: pair[1::-1]):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from luthier.data.items import Item, prompt_key, prompt_text
 from luthier.errors import DataError, LuthierError
 from luthier.text.groups import Groups
-from luthier.text.shingles import shingle_all
+from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_GROUPING, exact_pairs, similar_pairs
 from luthier.text.topics import close_pairs, embed
 from luthier.types import Row
@@ -64,7 +64,7 @@ def leaks_between(train_rows: Sequence[Row], test_rows: Sequence[Row], threshold
 
     threshold: in (0, 1]. Common boilerplate of all rows is not counted (see text/shingles.py).
     """
-    sets, _ = shingle_all(prompt_text(row) for row in [*train_rows, *test_rows])
+    sets = Shingled([prompt_text(row) for row in [*train_rows, *test_rows]])
     num_train = len(train_rows)
     labels = [index < num_train for index in range(len(sets))]
     found = {(i, j - num_train): similarity for i, j, similarity in exact_pairs(sets, labels, threshold)}
@@ -92,7 +92,7 @@ def deal(
     """Deals rows to splits by group. shares: split -> wanted share of the rows, summing to 1; threshold: in (0, 1];
     semantic: above 0, pairs of that cosine are edges too (all pairs are looked at); assign: another rule than the
     hash."""
-    sets, num_boilerplate = shingle_all(prompt_text(item.row) for item in items)
+    sets = Shingled([prompt_text(item.row) for item in items])
     edges = _edges(items, sets, threshold) + (_semantic_edges(items, semantic) if semantic > 0 else [])
     groups = Groups(len(items))
     for edge in edges:
@@ -103,7 +103,7 @@ def deal(
         missed = _straddling(sets, split_of, threshold)
         if not missed:
             group_of = [groups.root(index) for index in range(len(items))]
-            return Dealt(split_of, group_of, edges, num_missed, num_boilerplate)
+            return Dealt(split_of, group_of, edges, num_missed, len(sets.boilerplate))
         num_missed += len(missed)
         edges += missed
         joined = [groups.join(edge.a, edge.b) for edge in missed]
@@ -145,7 +145,7 @@ def proof(items: Sequence[Item], dealt: Dealt, shares: dict[str, float], *, thre
     }
 
 
-def _edges(items: Sequence[Item], sets: Sequence[frozenset[str]], threshold: float) -> list[Edge]:
+def _edges(items: Sequence[Item], sets: Shingled, threshold: float) -> list[Edge]:
     edges = []
     for kind, keys in (
         ("same prompt", [prompt_key(item.row) for item in items]),
@@ -166,7 +166,7 @@ def _semantic_edges(items: Sequence[Item], threshold: float) -> list[Edge]:
     return [Edge(i, j, "same vocabulary", round(cosine, 4)) for i, j, cosine in close_pairs(points_ND, threshold)]
 
 
-def _straddling(sets: Sequence[frozenset[str]], split_of: Sequence[str], threshold: float) -> list[Edge]:
+def _straddling(sets: Shingled, split_of: Sequence[str], threshold: float) -> list[Edge]:
     return [Edge(i, j, "similar prompt", round(s, 4)) for i, j, s in exact_pairs(sets, split_of, threshold)]
 
 

@@ -19,7 +19,7 @@ from luthier.data.split import SPLITS
 from luthier.data.stored import read_rows
 from luthier.errors import ArtifactError
 from luthier.store.publish import MANIFEST, verify_folder
-from luthier.text.shingles import shingle_all
+from luthier.text.shingles import Shingled
 from luthier.text.similar import exact_pairs
 from luthier.types import Row
 
@@ -84,10 +84,10 @@ def crossings_of(rows: Sequence[Row], labels: Sequence[str], threshold: float) -
     ):
         for i, j in _same_across(keys, labels):
             found.setdefault((i, j), Crossing(kind, places[i], places[j]))
-    sets, num_boilerplate = shingle_all(prompt_text(row) for row in rows)
+    sets = Shingled([prompt_text(row) for row in rows])
     for i, j, similarity in exact_pairs(sets, labels, threshold):
         found.setdefault((i, j), Crossing("similar prompt", places[i], places[j], similarity))
-    return list(found.values()), num_boilerplate
+    return list(found.values()), len(sets.boilerplate)
 
 
 def _same_across(keys: Iterable[Hashable], labels: Sequence[str]) -> Iterable[tuple[int, int]]:

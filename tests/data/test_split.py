@@ -11,8 +11,8 @@ from luthier.data.items import Item, prompt_text, row_id
 from luthier.data.records import Record
 from luthier.data.split import Edge, deal, leaks_between, proof, straddling_edges
 from luthier.errors import DataError
-from luthier.text.shingles import jaccard, shingle_all
 from luthier.types import Row
+from tests.text.plain_shingles import jaccard_of, shingles
 
 SHARES = {"train": 0.7, "dev": 0.13, "test": 0.17}
 WORDS = [f"word{i}" for i in range(800)]
@@ -37,10 +37,10 @@ def corpus(seed: int, num: int = 300, num_near: int = 60, group: int = 0) -> lis
 
 
 def brute_force(items: list[Item], split_of: list[str], threshold: float) -> int:
-    sets, _ = shingle_all(prompt_text(i.row) for i in items)
+    sets = [shingles(prompt_text(i.row)) for i in items]
     num = len(items)
     return sum(
-        split_of[i] != split_of[j] and jaccard(sets[i], sets[j]) >= threshold for i in range(num) for j in range(i)
+        split_of[i] != split_of[j] and jaccard_of(sets[i], sets[j]) >= threshold for i in range(num) for j in range(i)
     )
 
 
@@ -137,8 +137,8 @@ def test_exact_near_and_conflicting_duplicates():
 def test_near_duplicates_by_brute_force():
     items = corpus(6, num_near=120)
     kept = drop_duplicates(items, 0.8).kept
-    sets, _ = shingle_all(prompt_text(i.row) for i in kept)
-    left = sum(jaccard(sets[i], sets[j]) >= 0.8 for i in range(len(kept)) for j in range(i))
+    sets = [shingles(prompt_text(i.row)) for i in kept]
+    left = sum(jaccard_of(sets[i], sets[j]) >= 0.8 for i in range(len(kept)) for j in range(i))
     assert left <= 3  # LSH 14 x 8 finds .92 of the pairs at .8, and more above
 
 
