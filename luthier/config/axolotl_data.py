@@ -23,10 +23,10 @@ _TYPES = {
     "creative_acr": "creative_acr", "creative_acr.load_answer": "creative_acr",
     "completion": "text", "pretrain": "text", "input_output": "segments", "sharegpt": "sharegpt",
     "chat_template": "messages", "chat_template.default": "messages", "messages.chat": "messages",
-    "stepwise_supervised": "stepwise", "bradley_terry.chat_template": "preference",
+    "stepwise_supervised": "stepwise", "bradley_terry.chat_template": "preference", "zephyr.nectar": "ranked",
 }  # fmt: skip
 _PREFERENCE = re.compile(
-    r"(?:chatml|llama3)\.(?:default|argilla\w*|icr|intel|prompt_pairs|ultra)|zephyr\.nectar|chat_template\.argilla\w*"
+    r"(?:chatml|llama3)\.(?:default|argilla\w*|icr|intel|prompt_pairs|ultra)|chat_template\.argilla\w*"
 )
 _TELLS = {  # part of ours -> the keys that name its column
     "turns": ("field_messages",), "role": ("message_field_role",), "content": ("message_field_content",),
@@ -121,7 +121,7 @@ def _way(entry: dict[str, Any], done: Datasets, which: str) -> dict[str, Any]:
     if form is None:
         done.refused.append(f"{which}: its type {kind!r} is code of its own, or not known")
         return {}
-    if form not in ("messages", "sharegpt", "text", "segments", "preference", "stepwise"):
+    if form not in ("messages", "sharegpt", "text", "segments", "preference", "ranked", "stepwise"):
         done.lost.append(f"{which}, type {kind}: {_TEXT}")
     return _with_fields(form, entry)
 

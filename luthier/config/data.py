@@ -34,7 +34,7 @@ class SplitSpec(Spec):
 
 FormatName = Literal[
     "auto", "messages", "sharegpt", "anthropic", "alpaca", "prompt_completion", "columns", "text", "segments",
-    "preference", "kto", "stepwise",
+    "preference", "ranked", "kto", "stepwise",
     "explainchoice", "concisechoice", "summarizetldr", "camel_ai", "metharme", "reflection", "context_qa",
     "context_qa.load_v2", "creative_acr", "jeopardy",
 ]  # fmt: skip

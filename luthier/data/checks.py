@@ -69,10 +69,7 @@ class Checker:
     def _one(self, item: Item) -> Item | None:
         found = {path: self._find(text) for path, text in texts_of(item.row)}
         if self._redacted:
-            found |= {
-                path: [one for one in self._find(text) if one.kind in self._redacted]
-                for path, text in column_texts(item.row)
-            }
+            found |= self._in_columns_alone(item.row, found)
         hits = [hit for path, some in found.items() for hit in self._private_hits(item.row, path, some)]
         hits += self._flags(item.row)
         dropped = next((hit for hit in hits if hit.action == "drop"), None)
@@ -84,6 +81,20 @@ class Checker:
         if self._redacted and any(hit.action == "redact" for hit in hits):
             return self._redacted_item(item)
         return item
+
+    def _in_columns_alone(self, row: Row, found: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
+        """What only the other columns hold: a value that a turn shows too (a prompt is made from columns) is redacted
+        in both and counted once."""
+        texts = dict(texts_of(row))
+        shown = {(one.kind, texts[path][one.start : one.end]) for path, some in found.items() for one in some}
+        return {
+            path: [
+                one
+                for one in self._find(text)
+                if one.kind in self._redacted and (one.kind, text[one.start : one.end]) not in shown
+            ]
+            for path, text in column_texts(row)
+        }
 
     def _redacted_item(self, item: Item) -> Item | None:
         row = self._redact(item.row)

@@ -85,7 +85,7 @@ def convert(source: Path, target: Path, *, to: str = "", source_format: str = "a
 _HINT = "choose another --to, or a target that ends in .jsonl, which holds every row"
 _JSON_COLUMNS = {
     "messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "history", "completions",
-    "labels", "segments",
+    "labels", "segments", "answers",
 }  # fmt: skip
 """Columns whose lists the formats also read from JSON text."""
 
@@ -123,8 +123,10 @@ def _rows(
 
 def _new_row(value: dict[str, Any], mapping: Mapping, to: str) -> dict[str, Any]:
     """The row in the format `to`, with the columns that its old format did not read."""
-    new = write_row(to_content(value, mapping), FORMATS[to])
-    rest = {name: cell for name, cell in value.items() if name not in mapping.keys.values()}
+    content = to_content(value, mapping)
+    new = write_row(content, FORMATS[to])
+    read = set(mapping.keys.values()) - {*content.beside}
+    rest = {name: cell for name, cell in value.items() if name not in read}
     twice = sorted(set(rest) & set(new))
     if twice:
         raise RowError(f"its column {twice[0]!r} would be overwritten by the format {to}")

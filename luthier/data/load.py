@@ -159,7 +159,7 @@ class Loader:
             self._schema_check.check(messages[-1]["content"])
         if self._schema and messages:
             messages = with_schema(messages, self._schema)
-        used = set() if mapping.kind == "columns" else set(mapping.keys.values())
+        used = set() if mapping.kind == "columns" else set(mapping.keys.values()) - {*content.beside}
         columns = {key: cell for key, cell in value.items() if key not in used}
         row = Row(
             row_id(messages, text, content.segments, rejected),

@@ -69,6 +69,19 @@ def test_redact_changes_every_text_of_the_row_and_drop_sets_it_aside(tmp_path):
     assert {(f["line"], f["kind"], f["action"]) for f in found} == {(59, "email", "redact"), (60, "card", "drop")}
 
 
+def test_a_value_in_the_prompt_and_in_the_column_it_came_from_is_one_finding(tmp_path):
+    some = texts(40)
+    rows = [{"text": f"{text} mail {i}@shop.de", "label": "ok", "by": f"by{i}@shop.de"} for i, text in enumerate(some)]
+    write(tmp_path, rows)
+    how = {"format": "columns", "prompt": "{text}", "completion": "{label}"}
+    counts = {}
+    for policy in ("report", "redact"):
+        summary = run(tmp_path, **how, checks={"pii": {"email": policy}})
+        counts[policy] = [(f["kind"], f["findings"], f["rows"]) for f in summary.checks["findings"]]
+    assert counts == {"report": [("email", 40, 40)], "redact": [("email", 80, 40)]}  # `by` stands in no turn
+    assert all("[EMAIL_1]" in row.columns["text"] and row.columns["by"] == "[EMAIL_2]" for row in all_rows(tmp_path))
+
+
 def test_redact_reaches_calls_rejected_sides_pieces_and_columns_and_keeps_what_turns_carry(tmp_path):
     mail, spec = "eve@shop.de", ChecksSpec(pii=PiiSpec(email="redact"))
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]

@@ -162,6 +162,19 @@ def test_rows_that_the_target_cannot_hold_are_set_aside_by_name(tmp_path):
     assert any("no answer" in d for d in details) and any("'output' would be overwritten" in d for d in details)
 
 
+def test_of_many_ranked_answers_the_rest_stays_beside_the_row(tmp_path):
+    source, target = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    answers = [{"answer": f"a{i}", "rank": i} for i in (2, 3, 1)]
+    rows = [{"prompt": "q", "answers": answers}, {"prompt": "p", "answers": answers[1:]}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = convert(source, target, to="preference")
+    assert (done.rows_read, done.rows_written) == (2, 2)
+    assert [json.loads(line) for line in target.read_text().splitlines()] == [
+        {"prompt": "q", "chosen": "a1", "rejected": "a3", "answers": answers},
+        {"prompt": "p", "chosen": "a1", "rejected": "a3"},
+    ]
+
+
 def test_what_csv_and_tables_cannot_hold(tmp_path):
     source = tmp_path / "a.jsonl"
     rows = [{"id": 1, "x": ["a"]}, {"id": 2.5, "x": "a\rb"}, {"id": None, "x": "=1+1"}, {"id": True, "x": "fine"}]

@@ -98,6 +98,14 @@ ROWS = [
     ("preference", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, PAIR),
     ("preference", {"system": "s", "prompt": [USER, ANSWER, USER], "chosen": "a", "rejected": "b"},
      Content((SYSTEM, USER, UNTRAINED, USER, ANSWER), rejected=(OTHER,))),
+    ("ranked", {"prompt": "q", "answers": [{"answer": "b", "rank": 2.0}, {"answer": "a", "rank": 1.0}]}, PAIR),
+    ("ranked", {"prompt": [USER, ANSWER, USER], "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 7},
+                {"answer": "c", "rank": 2}], "system": "s"},
+     Content((SYSTEM, USER, UNTRAINED, USER, ANSWER), rejected=(OTHER,), beside=("answers",))),
+    ("ranked", {"instruction": "i", "input": "x", "completions": [{"response": "b", "score": 1.5},
+                {"response": "a", "score": 8}]}, Content(({**USER, "content": "i\n\nx"}, ANSWER), rejected=(OTHER,))),
+    ("ranked", {"prompt": "q", "responses": ["b", "a"], "scores": [0.1, 0.9]}, PAIR),
+    ("ranked", {"prompt": "q", "candidates_completions": '["b", "a"]', "ranks": "[2, 1]"}, PAIR),
     ("kto", {"prompt": "q", "completion": "a", "label": True}, Content(PLAIN, label=True)),
     ("kto", {"prompt": "q", "completion": "a", "label": "False"}, Content(PLAIN, label=False)),
     ("kto", {"instruction": "q", "output": "a", "kto_tag": False}, Content(PLAIN, label=False)),
@@ -169,6 +177,12 @@ def test_a_class_beside_prompt_and_completion_is_no_judgement():
     assert to_content(row, vote([row], "f")) == Content(PLAIN, label=False)
 
 
+def test_answers_without_ranks_are_no_preference():
+    for answers in (["a", "b"], [{"text": "a"}, {"text": "b"}]):
+        mapping = recognise({"question": "q", "answers": answers})
+        assert mapping is None or mapping.kind != "ranked"
+
+
 def test_columns_that_only_some_rows_have_are_read_in_those():
     rows = [{"instruction": "q", "output": "a"}, {"instruction": "i", "input": "x", "output": "a"}]
     mapping = vote([rows[0], rows[0], rows[1]], "f")
@@ -196,6 +210,10 @@ BAD_ROWS = {
     "no prompt": {"chosen": "a", "rejected": "b"},
     "does not begin with the prompt": {"prompt": "x", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
     "two user turns": {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": [USER, USER, OTHER]},
+    "the same rank": {"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
+    "two or more answers": {"prompt": "q", "answers": [{"answer": "a", "rank": 1}]},
+    "answer 2 has no rank": {"prompt": "q", "responses": ["a", "b"], "ranks": [1, None]},
+    "not two lists of the same length": {"prompt": "q", "responses": ["a", "b"], "ranks": [1]},
     "neither true nor false": {"prompt": "q", "completion": "a", "kto_tag": "maybe"},
     "lists of the same length": {"prompt": "q", "completions": ["x"], "labels": []},
     "no segment of this row is trained": {"segments": [{"text": "a", "label": False}]},

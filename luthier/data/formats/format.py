@@ -24,7 +24,8 @@ TURN_KEYS = ("messages", "conversations", "conversation")
 
 @dataclass(frozen=True)
 class Content:
-    """What one row says, whatever its format: the fields of types.Row without its place."""
+    """What one row says, whatever its format: the fields of types.Row without its place. beside: columns that were
+    read in part, and so stay beside the row."""
 
     messages: tuple[Message, ...] = ()
     text: str = ""
@@ -32,6 +33,7 @@ class Content:
     label: bool | None = None
     segments: tuple[tuple[str, bool], ...] = ()
     steps: tuple[tuple[str, bool], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _ASKED = {"prompt": "prompt", "input": "input", "system": "system", "tools": "to
 _TRUE, _FALSE = ("true", "desirable"), ("false", "undesirable")
 
 
-def _asked(keys: Keys) -> dict[str, str]:
+def asked(keys: Keys) -> dict[str, str]:
     """The columns of the prompt: instruction and its input, or one of the usual names."""
     if keys.has("instruction"):
         return found(prompt=keys.first(("instruction",)), input=keys.first(("input",)))
@@ -58,7 +58,7 @@ def _recognise_pairs(keys: Keys, needs_answer: bool) -> dict[str, str] | None:
     chosen, turns = keys.first(CHOSEN_KEYS), keys.turns()
     if not rejected or not (chosen or turns) or not needs_answer:
         return None
-    prompt = _asked(keys) if chosen else {}
+    prompt = asked(keys) if chosen else {}
     columns = (prompt or found(turns=turns)) | found(chosen=chosen, rejected=rejected)
     return columns | found(system=keys.first(SYSTEM_KEYS), tools=keys.first(("tools",)))
 
@@ -70,10 +70,10 @@ def _read_pairs(row: dict[str, Any], mapping: Mapping, needs_answer: bool) -> Co
         prompt = context(turns_of(row.get(keys["turns"]), mapping))
         if "chosen" not in keys:  # ms-swift: the conversation holds the chosen answer
             prompt, chosen = prompt[:-1], (_trained(prompt[-1]),)
-            return _compared(row, mapping, prompt, chosen, _side(row, mapping, "rejected"))
+            return compared(row, mapping, prompt, chosen, _side(row, mapping, "rejected"))
     elif row.get(keys.get("prompt", "")):
         prompt = read_prompt(row, mapping)
-    return _compared(row, mapping, prompt, _side(row, mapping, "chosen"), _side(row, mapping, "rejected"))
+    return compared(row, mapping, prompt, _side(row, mapping, "chosen"), _side(row, mapping, "rejected"))
 
 
 def _trained(message: Message) -> Message:
@@ -99,7 +99,7 @@ def _transcript(text: str) -> tuple[Message, ...]:
     return tuple({"role": roles[speaker], "content": said.strip()} for speaker, said in pairs)
 
 
-def _compared(
+def compared(
     row: dict[str, Any],
     mapping: Mapping,
     prompt: tuple[Message, ...],
@@ -137,14 +137,14 @@ def _without(side: tuple[Message, ...], prompt: tuple[Message, ...], name: str) 
     return side[len(prompt) :]
 
 
-def _start_of_sides(content: Content) -> int:
+def start_of_sides(content: Content) -> int:
     """Index of the first trained answer: where both sides begin."""
     answers = (i for i, m in enumerate(content.messages) if m["role"] == "assistant" and m.get("train") is not False)
     return next(answers, len(content.messages) - 1)
 
 
 def _write_pairs(content: Content) -> dict[str, Any]:
-    start = _start_of_sides(content)
+    start = start_of_sides(content)
     prompt, chosen, rejected = content.messages[:start], content.messages[start:], content.rejected
     tools = tools_column(prompt)
     sides = (prompt, chosen, rejected)
@@ -176,7 +176,7 @@ PREFERENCE = Format(
 
 def _recognise_kto(keys: Keys, needs_answer: bool) -> dict[str, str] | None:
     label = keys.first(TAG_KEYS)
-    turns, prompt = keys.turns(), _asked(keys)
+    turns, prompt = keys.turns(), asked(keys)
     completion = keys.first(ANSWER_KEYS)
     if not label or not needs_answer or not (turns or (prompt and completion not in ("", prompt["prompt"]))):
         return None

@@ -20,6 +20,7 @@ from luthier.data.formats.format import Content, Format, Keys, Mapping, pair
 from luthier.data.formats.pairs import ALPACA, COLUMNS, NAMED, PROMPT_COMPLETION
 from luthier.data.formats.plain import SEGMENTS, TEXT
 from luthier.data.formats.preference import KTO, PREFERENCE, STEPWISE
+from luthier.data.formats.ranked import RANKED
 from luthier.data.templates import Template, as_text, parse_template
 from luthier.data.turns import RowError, check_order, with_system
 from luthier.errors import ConfigError, DataError
@@ -31,6 +32,7 @@ FORMATS: dict[str, Format] = {
     for one in (
         SEGMENTS,
         PREFERENCE,
+        RANKED,
         STEPWISE,
         KTO,
         ANTHROPIC,
