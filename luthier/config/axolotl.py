@@ -254,6 +254,11 @@ def _schedule(r: _Reader, is_local: Callable[[str], bool]) -> None:
         r.keep("lr_scheduler", "train.lr_scheduler", kind.removesuffix("_with_warmup"))
     else:
         r.lose("lr_scheduler", f"{kind} is not known: linear decay")
+    floor = r.take("cosine_min_lr_ratio")
+    if floor is not None and 0 <= floor < 1 and kind == "cosine":
+        r.keep("cosine_min_lr_ratio", "train.lr_min_ratio", floor)
+    elif floor is not None:
+        r.lose("cosine_min_lr_ratio", "only a share below 1 of a cosine schedule has a counterpart")
     ratio, warmup = r.take("warmup_ratio"), r.take("warmup_steps")
     if warmup is not None and 0 < warmup < 1:
         r.keep("warmup_steps", "train.warmup_ratio", warmup, "a share of the steps")

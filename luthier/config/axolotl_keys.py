@@ -135,7 +135,6 @@ LOST = {
     "sequence_parallel_degree": _CLUSTER,
     "tensor_parallel_size": _CLUSTER,
     "cosine_constant_lr_ratio": _OTHER_LR,
-    "cosine_min_lr_ratio": _OTHER_LR,
     "lr_quadratic_warmup": _OTHER_LR,
     "eta_min": _OTHER_LR,
     "adam_eps": "Axolotl's name is adam_epsilon: train.adam_epsilon keeps its default",

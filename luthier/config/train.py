@@ -24,10 +24,24 @@ class TrainSpec(Spec):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, even inside an epoch."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """After the warmup: fall over all the steps (linear, cosine), stay (constant), or stay and fall at the end (wsd:
+    warmup, stable, decay)."""
+    lr_decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """wsd: share of the steps, at the end, over which the rate falls."""
+    lr_decay: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    """wsd: the shape of that fall."""
+    lr_min_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The rate falls to this share of learning_rate, not to 0."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the rate rises from 0."""
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Every layer learns at this share of the rate of the layer above it; the last one, the head and the final norm at
+    learning_rate, the embedding one layer below the first."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices = not norms, biases and other vectors, and not the embedding (a tied head is the
+    embedding)."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
@@ -68,4 +82,8 @@ class TrainSpec(Spec):
     def _row_fits_budget(self) -> "TrainSpec":
         if self.metric_for_best != "loss" and not self.eval_task_rows:
             raise ValueError(f"metric_for_best {self.metric_for_best!r} needs eval_task_rows > 0")
+        if self.lr_scheduler == "wsd" and self.warmup_ratio + self.lr_decay_ratio > 1:
+            raise ValueError(
+                f"warmup_ratio {self.warmup_ratio:g} and lr_decay_ratio {self.lr_decay_ratio:g} are more than the whole"
+            )
         return self

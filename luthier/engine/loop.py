@@ -30,6 +30,7 @@ from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, b
 from luthier.engine.memory import PeakMemory, held_bytes
 from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
+from luthier.engine.param_groups import parameter_groups
 from luthier.engine.profile import StepProfiler
 from luthier.engine.rehearsal import Rehearser, heaviest
 from luthier.engine.run_log import RunLog, is_due
@@ -129,7 +130,8 @@ class _Run:
         self.guard = whole_guard(spec, self.parameters, self.plan, guard)
         self.machine = machine_facts(self.device)
         self.adapted = adapted or AdaptedModel(model, AdapterSpec())
-        self.optimizer = make_adamw(self.parameters, spec, self.adapted.rate_factor)
+        groups = parameter_groups(model, self.parameters, spec, self.adapted.rate_factor)
+        self.optimizer = make_adamw(groups, spec)
         self.state = RunState()
         self.saved_step = -1
         self.peak = PeakMemory(self.device)

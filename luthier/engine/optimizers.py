@@ -4,7 +4,8 @@ no pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,11 @@ from luthier.config.train import TrainSpec
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
-def make_adamw(
-    parameters: dict[str, nn.Parameter], spec: TrainSpec, rate_factor: Callable[[str], float] = lambda name: 1.0
-) -> torch.optim.AdamW:
-    """One parameter group for each `rate_factor(name)`, which is what the rate is multiplied by; `fused` runs each
-    update as one pass over memory. The engine sets the rate before each step.
-    """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault(rate_factor(name), []).append(parameter)
+def make_adamw(groups: Sequence[dict[str, Any]], spec: TrainSpec) -> torch.optim.AdamW:
+    """groups: as `param_groups.py` makes them. `fused` runs each update as one pass over memory. The engine sets the
+    rate before each step."""
     return torch.optim.AdamW(
-        [{"params": members, "rate_factor": factor} for factor, members in groups.items()],
+        list(groups),
         lr=spec.learning_rate,
         betas=(spec.adam_beta1, spec.adam_beta2),
         eps=spec.adam_epsilon,

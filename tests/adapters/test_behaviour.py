@@ -11,6 +11,7 @@ from luthier.adapters.dora import DoraLinear
 from luthier.adapters.lora import LoraLinear
 from luthier.config.train import TrainSpec
 from luthier.engine.optimizers import make_adamw, set_rate
+from luthier.engine.param_groups import parameter_groups
 from luthier.kernels.nf4 import nf4_rounded
 from tests.adapters.methods import adapted, move, spec_of
 from tests.tiny import make_tiny_base
@@ -45,7 +46,8 @@ def test_adalora_goes_on_from_its_importances(base):
 
 def test_lora_plus_moves_b_faster(base):
     handle = adapted(base, spec_of("lora_plus", loraplus_lr_ratio=8))
-    optimizer = make_adamw(handle.trained(), TrainSpec(), handle.rate_factor)
+    groups = parameter_groups(handle.model, handle.trained(), TrainSpec(), handle.rate_factor)
+    optimizer = make_adamw(groups, TrainSpec())
     set_rate(optimizer, 1e-3)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(layer.lora_B)] for layer in handle.layers.values()} == {8e-3}

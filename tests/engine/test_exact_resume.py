@@ -24,8 +24,8 @@ CLOCKS = {"seconds", "evaluation_s", "recompute_s", "wall_s"}
 PLAIN = {"num_epochs": 3, "save_steps": 2, "gradient_accumulation_steps": 2}
 SETTINGS = {
     "dropout": {},
-    "accumulation": {"gradient_accumulation_steps": 3, "weight_decay": 0.1, "lr_scheduler": "cosine"},
-    "no accumulation": {"gradient_accumulation_steps": 1, "warmup_ratio": 0.4},
+    "accumulation": {"gradient_accumulation_steps": 3, "weight_decay": 0.1, "layer_lr_decay": 0.5},
+    "no accumulation": {"gradient_accumulation_steps": 1, "warmup_ratio": 0.4, "lr_scheduler": "wsd"},
     "early stopping": {"eval_steps": 1, "early_stopping_patience": 3, "metric_for_best": "acc", "eval_task_rows": 1},
     "step not finite": {},
     "split after out of memory": {"gradient_accumulation_steps": 1},

@@ -14,6 +14,7 @@ from luthier.engine.inputs import batches_of
 from luthier.engine.loop import train
 from luthier.engine.memory import PeakMemory, available_bytes, held_bytes, is_out_of_memory
 from luthier.engine.optimizers import make_adamw
+from luthier.engine.param_groups import parameter_groups
 from luthier.errors import Interrupted, TrainError
 from luthier.losses.sft import sft_loss_sum
 from tests.engine.small import make_batch, plan_epoch, rows, run, same, small_model, spec_of, weights_of
@@ -248,7 +249,7 @@ def test_what_is_held_from_step_to_step_adds_up():
     """Weights with frozen ones, gradients of what is trained, two moments and a step count."""
     model = small_model()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_adamw(parameters, spec_of())
+    optimizer = make_adamw(parameter_groups(model, parameters, spec_of()), spec_of())
     for p in parameters.values():
         p.grad = torch.ones_like(p)
     optimizer.step()

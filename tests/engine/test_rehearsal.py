@@ -8,6 +8,7 @@ from luthier.engine.inputs import fullest
 from luthier.engine.loop import train
 from luthier.engine.memory import OutOfMemory, PeakMemory
 from luthier.engine.optimizers import load_moments, make_adamw, moments
+from luthier.engine.param_groups import parameter_groups
 from luthier.engine.rehearsal import Rehearser, heaviest, predict_bytes, shortened
 from luthier.errors import Interrupted, TrainError
 from luthier.losses.sft import sft_loss_sum
@@ -54,7 +55,7 @@ def test_what_it_moves_is_put_back(steps_before):
     model, spec = small_model(dropout=0.3), spec_of()
     model.train()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_adamw(parameters, spec)
+    optimizer = make_adamw(parameter_groups(model, parameters, spec), spec)
     if steps_before:
         states = {
             f"{n}.{what}": torch.rand_like(p) for n, p in parameters.items() for what in ("exp_avg", "exp_avg_sq")
@@ -125,7 +126,7 @@ def test_doubling_sizes_stop_before_what_will_not_fit():
     """With little memory left an eighth, a quarter and a half are measured; the whole is tried only if it will fit."""
     model, chosen = small_model(), [_row(f"r{i}", 8, 8) for i in range(16)]
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer, sizes = make_adamw(parameters, spec_of()), []
+    optimizer, sizes = make_adamw(parameter_groups(model, parameters, spec_of()), spec_of()), []
     model.model.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].numel()), with_kwargs=True)
 
     class Staged(PeakMemory):

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
 from luthier.engine.schedule import learning_rate_at
 from luthier.errors import Interrupted
@@ -26,17 +33,51 @@ def test_shape(kind):
     assert rates[27] == pytest.approx(half[kind])
 
 
-def test_equals_transformers_after_warmup():
-    """The decay is transformers' decay (its warmup starts at rate 0 and wastes an update; ours does not)."""
-    for kind, make in (("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)):
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-        schedule = make(optimizer, num_warmup_steps=4, num_training_steps=40)
-        spec = spec_of(lr_scheduler=kind, warmup_ratio=0.1, learning_rate=0.5)
-        for step in range(40):
-            if step >= 4:
-                assert learning_rate_at(step, 40, spec) == pytest.approx(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
+LAW = {"num_warmup_steps": 4, "num_training_steps": 40}
+FLOORED = {"lr_scheduler": "linear", "lr_min_ratio": 0.2}
+REFERENCES = {
+    "constant": ({"lr_scheduler": "constant"}, get_constant_schedule_with_warmup, {"num_warmup_steps": 4}),
+    "linear": ({"lr_scheduler": "linear"}, get_linear_schedule_with_warmup, LAW),
+    "linear, floor": (FLOORED, get_polynomial_decay_schedule_with_warmup, {**LAW, "lr_end": 0.1, "power": 1.0}),
+    "cosine": ({"lr_scheduler": "cosine"}, get_cosine_schedule_with_warmup, LAW),
+    "cosine, floor": (
+        {"lr_scheduler": "cosine", "lr_min_ratio": 0.1},
+        get_cosine_with_min_lr_schedule_with_warmup,
+        {**LAW, "min_lr_rate": 0.1},
+    ),
+    **{
+        f"wsd, {shape}, floor {floor}": (
+            {"lr_scheduler": "wsd", "lr_decay": shape, "lr_decay_ratio": 0.3, "lr_min_ratio": floor},
+            get_wsd_schedule,
+            {**LAW, "num_decay_steps": 12, "decay_type": shape, "min_lr_ratio": floor},
+        )
+        for shape in ("linear", "cosine", "1-sqrt")
+        for floor in (0.0, 0.25)
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_equals_transformers_at_every_step(name):
+    """Its warmup begins at rate 0 and wastes an update; ours is one step ahead until the peak, then the two are one."""
+    settings, make, arguments = REFERENCES[name]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    schedule, theirs = make(optimizer, **arguments), []
+    for _ in range(40):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    spec = spec_of(**settings, warmup_ratio=0.1, learning_rate=0.5)
+    ours = [learning_rate_at(step, 40, spec) for step in range(40)]
+    assert ours[4:] == pytest.approx(theirs[4:], rel=1e-12) and ours[3] == 0.5
+    if "floor" not in name or "floor 0.0" in name:  # its warmup starts at the floor, ours at the first update's share
+        assert ours[:4] == pytest.approx(theirs[1:5], rel=1e-12)
+
+
+def test_a_decay_that_meets_the_warmup_leaves_no_stable_part():
+    """ceil of both shares may be one step more than there are: the warmup is whole, the decay is what is left."""
+    spec = spec_of(lr_scheduler="wsd", warmup_ratio=0.5, lr_decay_ratio=0.5, lr_decay="linear", learning_rate=1.0)
+    assert [learning_rate_at(step, 5, spec) for step in range(5)] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

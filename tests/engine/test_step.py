@@ -14,6 +14,7 @@ from luthier.config.adapter import AdapterSpec
 from luthier.engine.evaluation import dev_figures
 from luthier.engine.inputs import StepPlan, batches_of
 from luthier.engine.optimizers import make_adamw
+from luthier.engine.param_groups import parameter_groups
 from luthier.engine.step import NonFinite, train_step
 from luthier.errors import TrainError
 from luthier.losses.sft import sft_loss_sum
@@ -25,7 +26,7 @@ from tests.engine.small import VOCAB, make_batch, plan_epoch, rows, run, same, s
 def _one_step(model, micro_batches, chosen, **changes):
     spec = spec_of(**changes)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_adamw(parameters, spec)
+    optimizer = make_adamw(parameter_groups(model, parameters, spec), spec)
     batches = batches_of(chosen, micro_batches, make_batch, torch.device("cpu"))
     return train_step(
         model, sft_loss_sum, list(parameters.values()), optimizer, batches, step=1, learning_rate=1e-2, spec=spec
@@ -232,9 +233,10 @@ def test_only_the_rows_of_the_bad_micro_batch_are_blamed():
 
     spec, parameters = spec_of(), {n: p for n, p in model.named_parameters() if p.requires_grad}
     batches = batches_of(rows(4), [[0, 1], [2, 3]], make_batch, torch.device("cpu"))
+    optimizer = make_adamw(parameter_groups(model, parameters, spec), spec)
     with pytest.raises(NonFinite) as error:
         train_step(
-            model, broken, list(parameters.values()), make_adamw(parameters, spec), batches,
+            model, broken, list(parameters.values()), optimizer, batches,
             step=9, learning_rate=1e-3, spec=spec,
         )  # fmt: skip
     assert error.value.row_ids == ("row-2", "row-3")

@@ -46,6 +46,7 @@ num_epochs: 1
 max_steps: 4
 optimizer: adamw_bnb_8bit
 lr_scheduler: cosine
+cosine_min_lr_ratio: 0.1
 learning_rate: 2e-4
 warmup_steps: 1
 weight_decay: 0.01
@@ -86,6 +87,7 @@ def test_a_qlora_file_is_imported_and_trains_for_a_few_steps(folder, luthier):
     assert made.exit_code == 0, made.output
     spec = load_project(folder / "luthier.yaml").spec
     assert (spec.train.learning_rate, spec.train.lr_scheduler, spec.train.warmup_ratio) == (2e-4, "cosine", 0.25)
+    assert spec.train.lr_min_ratio == 0.1
     assert (spec.train.sequence_len, spec.train.micro_batch_tokens, spec.train.max_steps) == (128, 256, 4)
     assert spec.train.gradient_accumulation_steps == 2 and spec.train.weight_decay == 0.01
     assert (spec.adapter.lora_r, spec.adapter.lora_alpha, spec.adapter.lora_dropout) == (8, 16, 0.05)
