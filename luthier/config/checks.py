@@ -43,11 +43,24 @@ def _regex_metric_has_pattern(spec: ProjectSpec) -> list[Problem]:
 
 
 def _best_metric_is_known(spec: ProjectSpec) -> list[Problem]:
-    best = spec.train.metric_for_best
-    if best == "loss" or best in {spec.evaluate.metric, *spec.evaluate.metrics}:
+    best, figures = spec.train.metric_for_best, spec.loss.figures
+    tasks = () if spec.loss.has_score_head else tuple(dict.fromkeys((spec.evaluate.metric, *spec.evaluate.metrics)))
+    if best != "loss" and best not in (*tasks, *figures):
+        words = f"{best!r} is not computed in this project"
+        return [("train.metric_for_best", words, f"choose one of: {', '.join(('loss', *figures, *tasks))}")]
+    if best in tasks and best not in figures and not spec.train.eval_task_rows:
+        words = f"{best!r} is a task metric, and no dev row is answered while training"
+        return [("train.metric_for_best", words, "set train.eval_task_rows to how many dev rows to answer")]
+    return []
+
+
+def _average_means_something(spec: ProjectSpec) -> list[Problem]:
+    train = spec.train
+    if spec.adapter.method != "adalora" or (train.ema_decay is None and train.average_checkpoints is None):
         return []
-    choices = ", ".join(["loss", spec.evaluate.metric, *spec.evaluate.metrics])
-    return [("train.metric_for_best", f"{best!r} is not computed in this project", f"choose one of: {choices}")]
+    key = "train.ema_decay" if train.ema_decay is not None else "train.average_checkpoints"
+    words = "adalora takes ranks away on its way, and an average would bring them back"
+    return [(key, words, f"{key}: null, or adapter.method: lora")]
 
 
 def _prompts_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
@@ -88,6 +101,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _json_metric_has_json,
         _regex_metric_has_pattern,
         _best_metric_is_known,
+        _average_means_something,
         _prompts_have_dev_rows,
         _chunks_bring_new_tokens,
         _base_can_be_compared,

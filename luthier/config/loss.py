@@ -133,6 +133,13 @@ class LossSpec(Spec):
         return self.sequences in ("pairs", "labelled", "scored_pairs")
 
     @property
+    def figures(self) -> tuple[str, ...]:
+        """Dev figures that this loss tells beside itself and that can choose a checkpoint."""
+        if self.kind in ("classify", "regress"):
+            return ("accuracy",) if self.kind == "classify" else ("absolute_error",)
+        return ("reward_accuracy", "reward_margin") if self.sequences in ("pairs", "labelled", "scored_pairs") else ()
+
+    @property
     def has_score_head(self) -> bool:
         """Whether what is trained ends in a score head instead of words."""
         return self.sequences in ("scored", "scored_pairs")

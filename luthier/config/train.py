@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from luthier.config.base import Spec
 
+LOWER_IS_BETTER = frozenset({"loss", "absolute_error"})
+"""Dev figures of which less is better; of every other one more is."""
+
 
 class TrainSpec(Spec):
     """Optimisation, evaluation while training, checkpoints."""
@@ -65,7 +68,19 @@ class TrainSpec(Spec):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations without improvement; null = never."""
     metric_for_best: str = "loss"
-    """Dev figure that chooses the best checkpoint: loss (lower is better) or a task metric (higher is better)."""
+    """Dev figure that chooses the best checkpoint: loss, a task metric (with eval_task_rows), or what the loss tells
+    beside itself (reward_accuracy, reward_margin, accuracy, absolute_error). Which way is better is known."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the trained weights: this much of it stays at every update (less in the first ones,
+    (1 + n) / (10 + n) at most). 0.99 to 0.999 is usual; null = none."""
+    ema_keep: bool = True
+    """true = the dev figures are the average's, and the average is what the run keeps; false = its dev loss is only
+    logged beside the weights' (ema_loss)."""
+    average_checkpoints: Annotated[int, Field(ge=2)] | None = None
+    """At the end, average so many evaluated checkpoints; the mean is kept where its metric_for_best is not worse than
+    the best checkpoint's. They stay on the disk until then, whatever save_total_limit says. null = none."""
+    average_of: Literal["best", "last"] = "best"
+    """Which checkpoints average_checkpoints takes."""
     logging_steps: Annotated[int, Field(ge=1)] = 1
     trackers: tuple[str, ...] = ()
     """accelerate trackers by name: tensorboard, wandb, mlflow, ... metrics.jsonl is always written."""
@@ -79,9 +94,7 @@ class TrainSpec(Spec):
     """CPU threads; null = all physical cores given to the process."""
 
     @model_validator(mode="after")
-    def _row_fits_budget(self) -> "TrainSpec":
-        if self.metric_for_best != "loss" and not self.eval_task_rows:
-            raise ValueError(f"metric_for_best {self.metric_for_best!r} needs eval_task_rows > 0")
+    def _shares_fit(self) -> "TrainSpec":
         if self.lr_scheduler == "wsd" and self.warmup_ratio + self.lr_decay_ratio > 1:
             raise ValueError(
                 f"warmup_ratio {self.warmup_ratio:g} and lr_decay_ratio {self.lr_decay_ratio:g} are more than the whole"

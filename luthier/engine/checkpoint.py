@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / _WEIGHTS)
 
 
-def rotate(root: Path, *, newest: int, best: int | None, limit: int) -> None:
-    """Deletes the oldest checkpoints beyond `limit`; those of steps `newest` and `best` stay whatever the limit is.
+def rotate(root: Path, *, newest: int, keep: Collection[int], limit: int) -> None:
+    """Deletes the oldest checkpoints beyond `limit`; those of step `newest` and of `keep` stay whatever the limit is.
 
     Raises SaveFailed, and deletes nothing, when what was just written does not read back.
     """
@@ -197,7 +198,7 @@ def rotate(root: Path, *, newest: int, best: int | None, limit: int) -> None:
             f"what was just written does not read back: {'; '.join(problems)}; older checkpoints are kept",
             hint="look after the disk, then run the same command again: it goes on from the newest whole checkpoint",
         )
-    spare = {newest} if best is None else {newest, best}
+    spare = {newest, *keep}
     others = [folder for folder in _folders(root) if _step_of(folder) not in spare and _step_of(folder) < newest]
     room = max(0, limit - len(spare))
     for folder in others[: len(others) - room]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.config.train import TrainSpec
+from luthier.config.train import LOWER_IS_BETTER, TrainSpec
 from luthier.engine import generators
 from luthier.engine.attempts import Attempts
 from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, batches_of, fullest, row_lengths
@@ -50,10 +50,15 @@ class DevSplit:
     ) -> None:
         self.model, self.loss, self.spec, self.make_batch, self.device = model, loss, spec, make_batch, device
         self.rows = rows if rows is not None and len(rows) else None
-        if self.rows is None and (spec.early_stopping_patience or spec.metric_for_best != "loss"):
+        needs_dev = {
+            "early_stopping_patience": spec.early_stopping_patience is not None,
+            "metric_for_best": spec.metric_for_best != "loss",
+            "average_checkpoints": spec.average_checkpoints is not None,
+        }
+        if self.rows is None and (asked := [f"train.{key}" for key, is_set in needs_dev.items() if is_set]):
             raise TrainError(
-                "early stopping and metric_for_best need a dev split, and there is none",
-                hint="keep a dev split, or drop train.early_stopping_patience and train.metric_for_best",
+                f"{' and '.join(asked)} need a dev split, and there is none",
+                hint=f"keep a dev split, or drop {' and '.join(asked)}",
             )
         self.batches = [] if self.rows is None else plan_epoch(self.rows, spec.micro_batch_tokens, 0, 0)
 
@@ -67,11 +72,15 @@ class DevSplit:
 
     def evaluate(self, step: int, attempts: Attempts) -> dict[str, float] | None:
         """The dev figures after `step` steps; None when `stop` asked to end in the middle."""
-        figures = self._figures(self.batches, attempts, self.stop)
+        figures = self.loss_figures(attempts)
         try:
             return None if figures is None else {**figures, **self._task_metrics(step)}
         except StopAsked:
             return None
+
+    def loss_figures(self, attempts: Attempts) -> dict[str, float] | None:
+        """The same without the task metrics."""
+        return self._figures(self.batches, attempts, self.stop)
 
     def judge(self, state: RunState, record: dict[str, float]) -> None:
         """Takes the figures of `state.step` into the history, and notes whether they are the best so far."""
@@ -95,7 +104,21 @@ class DevSplit:
             raise TrainError(
                 f"train.metric_for_best: {name!r} is not among the dev figures", hint=f"there are {', '.join(record)}"
             )
-        return -record[name] if name == "loss" else record[name]
+        return -record[name] if name in LOWER_IS_BETTER else record[name]
+
+    def to_average(self, state: RunState) -> list[int]:
+        """Steps of the evaluated checkpoints that train.average_checkpoints takes, as it stands; none without it."""
+        count = self.spec.average_checkpoints
+        if count is None:
+            return []
+        latest_first = state.history[::-1]
+        if self.spec.average_of == "best":
+            latest_first.sort(key=self._value_of, reverse=True)
+        return sorted(int(record["step"]) for record in latest_first[:count])
+
+    def is_no_worse(self, state: RunState, record: dict[str, float]) -> bool:
+        """Whether figures are at least as good as those of the best checkpoint."""
+        return state.best_value is not None and self._value_of(record) >= state.best_value
 
     def is_out_of_patience(self, state: RunState) -> bool:
         """Whether train.early_stopping_patience says to stop."""
@@ -106,7 +129,7 @@ class DevSplit:
         """The best value of train.metric_for_best, as it was measured."""
         if state.best_value is None:
             return None
-        return -state.best_value if self.spec.metric_for_best == "loss" else state.best_value
+        return -state.best_value if self.spec.metric_for_best in LOWER_IS_BETTER else state.best_value
 
     def _figures(
         self, micro_batches: Sequence[Sequence[int]], attempts: Attempts, stop: Callable[[], bool]

@@ -24,6 +24,7 @@ from luthier.config.adapter import AdapterSpec
 from luthier.config.train import TrainSpec
 from luthier.engine import checkpoint, generators
 from luthier.engine.attempts import Attempts
+from luthier.engine.averages import MovingAverage, mean_of, moving_average_of, put
 from luthier.engine.evaluation import DevSplit, StopAsked
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
 from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, batches_of
@@ -35,7 +36,7 @@ from luthier.engine.profile import StepProfiler
 from luthier.engine.rehearsal import Rehearser, heaviest
 from luthier.engine.run_log import RunLog, is_due
 from luthier.engine.schedule import learning_rate_at
-from luthier.engine.state import Rehearsal, RunState, TrainResult, Waste
+from luthier.engine.state import Average, Rehearsal, RunState, TrainResult, Waste
 from luthier.engine.step import StepFigures, UpdateRefused, train_step
 from luthier.engine.watchdog import Watchdog
 from luthier.errors import Interrupted, TrainError
@@ -132,6 +133,7 @@ class _Run:
         self.adapted = adapted or AdaptedModel(model, AdapterSpec())
         groups = parameter_groups(model, self.parameters, spec, self.adapted.rate_factor)
         self.optimizer = make_adamw(groups, spec)
+        self.average = MovingAverage(self.parameters, spec.ema_decay)
         self.state = RunState()
         self.saved_step = -1
         self.peak = PeakMemory(self.device)
@@ -171,6 +173,7 @@ class _Run:
             self.metrics.truncate_after(-1)
             return
         self._put_weights(found.weights)
+        self.average.load_state(found.weights)
         if found.moments:  # none before the first update
             load_moments(self.optimizer, self.parameters, found.moments)
         checkpoint.restore_generators(found)
@@ -191,9 +194,7 @@ class _Run:
         log.info("going on from step %d of %d (%s)", self.state.step, self.plan.total_steps, found.folder)
 
     def _put_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+        put(self.parameters, {name: weights[name] for name in self.parameters})
         self.adapted.load_state(weights)
 
     def _rehearse(self) -> None:
@@ -238,7 +239,7 @@ class _Run:
             last = planned.ends_epoch or state.step == self.plan.total_steps
             if self.dev.rows is not None and (last or is_due(self.spec.eval_steps, state.step)):
                 self._evaluate()
-            if last or is_due(self.spec.save_steps, state.step) or self.state.best_step == state.step:
+            if last or is_due(self.spec.save_steps, state.step) or state.step in self._needed_later():
                 self._save()
 
     def _take(self, planned: PlannedStep) -> StepFigures:
@@ -265,6 +266,7 @@ class _Run:
             self._interrupt()
         self.updates.made(figures)
         self.adapted.after_update(number, self.plan.total_steps)
+        self.average.update(self.state.num_updates)
         return figures
 
     def _between_micro_batches(self) -> None:
@@ -277,7 +279,7 @@ class _Run:
 
     def _evaluate(self) -> None:
         state, began = self.state, self.attempts.clock_s()
-        record = self.dev.evaluate(state.step, self.attempts)
+        record = self._dev_figures()
         state.eval_due = record is None
         if record is None:
             self._interrupt()
@@ -287,18 +289,36 @@ class _Run:
         self.log.dev(state, record)
         self.dev.judge(state, record)
 
+    def _dev_figures(self) -> dict[str, float] | None:
+        """Of the weights or of their moving average, as train.ema_keep says; None when it was cut off."""
+        if self.spec.ema_decay is None:
+            return self.dev.evaluate(self.state.step, self.attempts)
+        if self.spec.ema_keep:
+            with self.average.in_place():
+                return self.dev.evaluate(self.state.step, self.attempts)
+        record = self.dev.evaluate(self.state.step, self.attempts)
+        with self.average.in_place():
+            beside = None if record is None else self.dev.loss_figures(self.attempts)
+        return None if record is None or beside is None else {**record, "ema_loss": beside["loss"]}
+
+    def _needed_later(self) -> set[int]:
+        """Steps whose checkpoints must stay until the end."""
+        best = self.state.best_step
+        return {*self.dev.to_average(self.state), *(() if best is None else (best,))}
+
     def _save(self) -> None:
         self.state.wall_s = self.wall_before_s + time.perf_counter() - self.began
         if self.saved_step == self.state.step:
             return
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()} | self.adapted.state()
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        weights |= self.adapted.state() | self.average.state()
         held = moments(self.optimizer, self.parameters)
         self.watchdog.beat()
         checkpoint.save(self.root, self.state, weights, held, self.guard, self.machine)
         self.watchdog.beat()
         self.saved_step = self.state.step
-        best, limit = self.state.best_step, self.spec.save_total_limit
-        checkpoint.rotate(self.root, newest=self.state.step, best=best, limit=limit)
+        limit = self.spec.save_total_limit
+        checkpoint.rotate(self.root, newest=self.state.step, keep=self._needed_later(), limit=limit)
 
     def _interrupt(self) -> NoReturn:
         self._save()
@@ -312,7 +332,8 @@ class _Run:
         self._save()  # an early stop may end between two saves
         best_step = state.step if state.best_step is None else state.best_step
         folder = checkpoint.folder_of(self.root, best_step)
-        self._put_weights(checkpoint.load_weights(folder))
+        self._put_weights(self._kept(best_step))
+        average = self._mean_of_checkpoints()
         return TrainResult(
             status="completed" if state.step >= self.plan.total_steps else "early_stopped",
             steps=state.step,
@@ -329,5 +350,26 @@ class _Run:
             max_tokens=state.max_tokens,
             num_refused=state.num_refused,
             waste=Waste.of(state, best_step),
+            average=average,
             history=tuple(state.history),
         )
+
+    def _kept(self, step: int) -> dict[str, torch.Tensor]:
+        """The weights that the checkpoint of a step stands for: its moving average, where that is what is kept."""
+        tensors = checkpoint.load_weights(checkpoint.folder_of(self.root, step))
+        return {**tensors, **(moving_average_of(tensors) if self.spec.ema_keep else {})}
+
+    def _mean_of_checkpoints(self) -> Average | None:
+        """train.average_checkpoints: puts the mean into the model unless the best checkpoint is better."""
+        steps = [step for step in self.dev.to_average(self.state) if checkpoint.folder_of(self.root, step).exists()]
+        if len(steps) < 2:
+            return None
+        held = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        put(self.parameters, mean_of([self._kept(step) for step in steps], list(self.parameters)))
+        figures = self.dev.evaluate(self.state.step, self.attempts)
+        if figures is None:
+            self._interrupt()
+        kept = self.dev.is_no_worse(self.state, figures)
+        if not kept:
+            put(self.parameters, held)
+        return Average(tuple(steps), figures, kept)

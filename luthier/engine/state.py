@@ -124,8 +124,18 @@ class Waste:
 
 
 @dataclass(frozen=True)
+class Average:
+    """The mean of several checkpoints: their steps, its dev figures, and whether it is what the model holds now."""
+
+    steps: tuple[int, ...]
+    figures: dict[str, float]
+    kept: bool
+
+
+@dataclass(frozen=True)
 class TrainResult:
-    """What training left behind. The model holds the best checkpoint's weights when this is returned.
+    """What training left behind. The model holds the best checkpoint's weights when this is returned, or the average of
+    several (`average`).
 
     status: completed, or early_stopped. best_metric: the dev figure named by train.metric_for_best, None without a
     dev split.
@@ -151,4 +161,5 @@ class TrainResult:
     max_tokens: int | None
     num_refused: int
     waste: Waste
+    average: Average | None
     history: tuple[dict[str, float], ...]

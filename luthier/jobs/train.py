@@ -38,6 +38,7 @@ from luthier.jobs.objective import (
 )
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
+from luthier.jobs.practice import practice_lines
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.profile import tell_nothing_to_profile, tell_profile
 from luthier.jobs.session import Session, adapt, dtype_of_run, open_cache, open_profiler, probe_machine
@@ -111,6 +112,8 @@ def train_stage(
         f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, dev loss {facts['dev_loss']}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
+    for found in practice_lines(facts):
+        console.line(found)
     if planned := planned_line(facts):
         console.line(f"planned: {planned}")
     if spent := waste_line(facts):
@@ -229,7 +232,8 @@ def _task_metrics_on_dev(project: Project, prepared: Stage) -> Callable[[int, An
 
 def _figures(result: TrainResult) -> dict[str, Any]:
     losses = {record["step"]: record["loss"] for record in result.history}
-    loss = losses.get(result.best_step)
+    average = result.average
+    loss = average.figures["loss"] if average is not None and average.kept else losses.get(result.best_step)
     return {
         "status": result.status,
         "steps": result.steps,
@@ -244,5 +248,6 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "max_tokens": result.max_tokens,
         "num_refused": result.num_refused,
         "waste": dataclasses.asdict(result.waste),
+        "average": None if average is None else dataclasses.asdict(average),
         "history": [dict(record) for record in result.history],
     }

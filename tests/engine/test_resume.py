@@ -240,7 +240,7 @@ def test_rotation_deletes_nothing_when_the_new_one_does_not_read_back(tmp_path):
         checkpoint.save(tmp_path, state, {"w": torch.ones(2)}, {"w.step": torch.ones(1)}, {})
     (tmp_path / "step-000003" / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(SaveFailed, match=r"does not read back.*weights\.safetensors"):
-        checkpoint.rotate(tmp_path, newest=3, best=None, limit=1)
+        checkpoint.rotate(tmp_path, newest=3, keep=(), limit=1)
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(ArtifactError, match="is torn"):
         checkpoint.load_weights(tmp_path / "step-000003")
