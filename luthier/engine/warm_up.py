@@ -54,4 +54,4 @@ def warm_up() -> None:
     tokens, ends = torch.arange(4), torch.tensor([0, 4])
     batch = Batch(tokens, tokens, ends, keep_K=tokens[1:3], targets_K=tokens[2:])
     backward_of(model, sft_loss_sum, batch, 1.0)
-    make_adamw(dict(model.named_parameters()), TrainSpec()).step()
+    make_adamw([{"params": list(model.parameters())}], TrainSpec()).step()

@@ -129,6 +129,7 @@ def test_from_project_file_to_adapter_and_the_held_out_figure_moves(project, lut
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.known_bug("DP")
 def test_dpo_starts_at_ln_2_shares_prompts_ranks_held_out_pairs_and_keeps_its_reference(project, luthier, tiny_base):
     path = project(pairs(140), "{kind: dpo}")
     result = luthier("train", "-c", path)
@@ -158,6 +159,7 @@ def test_dpo_starts_at_ln_2_shares_prompts_ranks_held_out_pairs_and_keeps_its_re
     assert damaged.exit_code == 0 and "is built again" in " ".join(damaged.output.split())
 
 
+@pytest.mark.known_bug("DP")
 def test_a_reference_of_other_weights_is_refused(project, luthier):
     """Its digest holds, but the base says otherwise: as after a change of kernels or of the machine."""
     path = project(pairs(60), "{kind: dpo}")

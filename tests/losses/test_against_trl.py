@@ -164,6 +164,7 @@ def test_reward_model_with_margin(models, settings):
         del policy.score
 
 
+@pytest.mark.known_bug("CE6")
 @pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0.0), ("js", 0.5), ("reverse_kl", 1.0)])
 def test_divergences_equal_gkds(name, beta):
     """TRL's generalised Jensen-Shannon divergence at its three places; gradient by finite differences."""

@@ -106,6 +106,7 @@ def test_the_matrix_names_every_loss():
     assert {spec.kind for spec in SPECS} == set(LOSSES) == set(OPTIONS)
 
 
+@pytest.mark.known_bug("CE6")
 @pytest.mark.parametrize("spec", SPECS, ids=named)
 def test_is_a_sum_over_any_split_and_any_layout(spec, model, other):
     """One pack, packs of other sizes, and packs that share their prompts: the same loss, units and gradients."""
