@@ -1,8 +1,8 @@
 """What a first step needs beside its own sums, fetched by a thread while the weights are being read.
 
 The kernels' machine code is read from its files at their first call, and torch's optimizers import its whole compiler
-when the first one is made: 1.4 s together, of which reading weights leaves the processor free. So a decoder of one
-layer goes through forward, backward and update. It holds constants: no random number is drawn, so a run computes the
+when the first one is made: 1.4 s together, of which reading weights leaves the processor free. So a decoder of two
+layers goes through forward, backward and update. It holds constants: no random number is drawn, so a run computes the
 same numbers with and without it.
 """
 
@@ -24,7 +24,7 @@ from luthier.types import Batch
 log = logging.getLogger(__name__)
 
 _CONFIG = {
-    "model_type": "llama", "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "model_type": "llama", "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def _quietly() -> None:
 
 
 def warm_up() -> None:
-    """One training step of a decoder of one layer in float32 on the CPU."""
+    """One training step of a decoder of two layers (the last one is pruned) in float32 on the CPU."""
     with torch.device("meta"):
         model = Decoder(spec_from_config(_CONFIG), {})
     weights = {name: torch.full(p.shape, 0.1) for name, p in model.named_parameters()}

@@ -20,6 +20,7 @@ from torch import nn
 from luthier.kernels.gated import silu_gated
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.projection import Linear, project
+from luthier.kernels.rotation import can_split_rotated, split_rotated
 from luthier.models.attention import Attend, PackedAttention, PackPlan, plan_pack
 from luthier.models.family import unshared
 from luthier.models.packed import as_ids
@@ -71,7 +72,11 @@ class Attention(nn.Module):
     def forward(self, x_TD: torch.Tensor, rope: Rope, attend: Attend, keep_K: torch.Tensor | None) -> torch.Tensor:
         """(K, D): keys and values of all tokens, queries and output only of the kept ones."""
         if keep_K is None or self.fused:
-            q, k, v = project(x_TD, self.inputs()).split(self.sizes, dim=-1)
+            qkv = project(x_TD, self.inputs())
+            if keep_K is None and can_split_rotated(qkv, rope[0]):
+                q, k, v = split_rotated(qkv, *rope, self.sizes, self.head_dim)
+                return self.o_proj(attend(self.layer, *(x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))))
+            q, k, v = qkv.split(self.sizes, dim=-1)
             q = q if keep_K is None else q[keep_K]
         else:
             q = self.q_proj(x_TD[keep_K])

@@ -102,7 +102,8 @@ def _layer(
         chosen = [(linear, ranks[path]) for path, linear in group.items() if path in ranks]
         total += _update(adapter, chosen, width, rows)
         if chosen and adapter.method in ("dora", "qdora"):
-            total += _gained(group, chosen, width, rows, attention_keeps=not _by_kernel(shapes, micro, device))
+            copied = _by_kernel(shapes, micro, device) or _v_is_laid_out(width, device, all_kept=kept == tokens)
+            total += _gained(group, chosen, width, rows, attention_keeps=not copied)
     return total
 
 
@@ -170,10 +171,17 @@ def _attention(shapes: Shapes, width: int, micro: MicroBatch, kept: int, device:
     total = wide * (2 * q_size * kept + kv_size * tokens) + FLOAT32 * heads * kept  # q and k rotated, the output
     if raised:
         total += wide * kv_size * tokens  # v
+    elif _v_is_laid_out(width, device, all_kept=kept == tokens):
+        total += width * kv_size * tokens
     else:  # v is a view of q|k|v as it came (of k|v where q is computed by itself)
         alone = kept != tokens and shapes.model_type != "phi3"
         total += width * (2 * kv_size + (0 if alone else q_size)) * tokens
     return total + (wide * micro.sight * kept if kept != tokens or _is_narrow(shapes, micro) else 0)
+
+
+def _v_is_laid_out(width: int, device: str, *, all_kept: bool) -> bool:
+    """Whether the compiled rotation makes a matrix of v alone."""
+    return device == "cpu" and width == FLOAT32 and all_kept
 
 
 def _is_narrow(shapes: Shapes, micro: MicroBatch) -> bool:

@@ -14,18 +14,18 @@ import sys
 from pathlib import Path
 import torch
 from luthier.engine.warm_up import start_warm_up
-from luthier.kernels import causal_attention, cross_entropy, gated, norm
+from luthier.kernels import causal_attention, cross_entropy, gated, norm, rotation
 
 loops = {
     f"{module.__name__}.{name}": loop
-    for module in (causal_attention, cross_entropy, gated, norm) for name, loop in vars(module).items()
+    for module in (causal_attention, cross_entropy, gated, norm, rotation) for name, loop in vars(module).items()
     if hasattr(loop, "signatures") and name.endswith(("forward_rows", "backward_rows", "_tasks"))
 }
 drawn = torch.get_rng_state()
 start_warm_up().join()
 assert torch.equal(torch.get_rng_state(), drawn), "a random number was drawn"
 warm = {name: len(loop.signatures) for name, loop in loops.items()}
-assert len(warm) == 8 and all(warm.values()) and "torch._dynamo" in sys.modules, warm
+assert len(warm) == 10 and all(warm.values()) and "torch._dynamo" in sys.modules, warm
 
 from luthier.adapters.lora import apply_lora
 from luthier.config.adapter import AdapterSpec

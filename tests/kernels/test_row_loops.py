@@ -10,12 +10,16 @@ from luthier.kernels.cross_entropy import cross_entropy_sum
 from luthier.kernels.gated import silu_gated
 from luthier.kernels.int8_gemm import quantise_rows
 from luthier.kernels.norm import rms_norm
+from luthier.kernels.rotation import can_split_rotated, split_rotated
+from luthier.models.rope import rotate
 
 _SCALE = torch.rand(96, generator=torch.Generator().manual_seed(1))
 _TARGETS = torch.randint(0, 300, (700,), generator=torch.Generator().manual_seed(2))
+_ANGLES = torch.rand(700, 4, generator=torch.Generator().manual_seed(3)) * 6
 CASES = {
     "norm": (lambda x: rms_norm(x, _SCALE.to(x.dtype), 1e-5), lambda x: _textbook_norm(x), (700, 96)),
     "gated": (silu_gated, lambda x: F.silu(x[:, :48]) * x[:, 48:], (1400, 96)),
+    "rotation": (lambda x: _rotated_heads(x), lambda x: _textbook_heads(x), (700, 96)),
     "cross entropy": (
         lambda x: cross_entropy_sum(x, _TARGETS),
         lambda x: F.cross_entropy(x, _TARGETS, reduction="sum"),
@@ -26,6 +30,25 @@ CASES = {
 
 def _textbook_norm(x):
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * _SCALE.double()
+
+
+def _rotated_heads(x):
+    """4 query heads and 2 of keys, of 12 numbers, 8 of them rotated; as the decoder does it."""
+    cos, sin = (f[:, None].to(x.dtype) for f in (_ANGLES.cos(), _ANGLES.sin()))
+    if can_split_rotated(x, cos):
+        return torch.cat(split_rotated(x, cos, sin, (48, 24, 24), 12), dim=1)
+    q, k, v = x.split((48, 24, 24), dim=1)
+    return torch.cat([*(rotate(h.unflatten(1, (-1, 12)), cos, sin).flatten(1) for h in (q, k)), v], dim=1)
+
+
+def _textbook_heads(x):
+    """As turning complex numbers."""
+    heads = x.unflatten(1, (8, 12))
+    turned = torch.complex(heads[..., :4], heads[..., 4:8]) * torch.polar(
+        torch.ones(700, 1, 4).double(), _ANGLES[:, None].double()
+    )
+    turned = torch.cat([turned.real, turned.imag, heads[..., 8:]], dim=-1)
+    return torch.cat([turned[:, :6], heads[:, 6:]], dim=1).flatten(1)
 
 
 def _both(function, x, dy):
