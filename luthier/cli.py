@@ -19,7 +19,7 @@ import time
 import traceback
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 # Two spinning OpenMP threads on busy cores are 18x slower; must be set before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,6 +79,8 @@ MACHINE_ERRORS = {
     errno.ENOTDIR: _PERMISSIONS,
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run the same command again: finished stages stand",
+    errno.EIO: "look after the disk, then run the same command again: finished stages stand",
 }
 """Errors of the machine, not of luthier: errno -> next move."""
 
@@ -356,8 +358,19 @@ def _crash_report(error: BaseException) -> Path:
     return Path(name)
 
 
+_stopped: list[Interrupted] = []
+
+
 def _stop(signum: int, frame: object) -> None:
-    raise Interrupted("stopped", hint="finished stages stand; the same command goes on from there")
+    _stopped.append(Interrupted("stopped", hint="finished stages stand; the same command goes on from there"))
+    raise _stopped[0]
+
+
+def _end(error: LuthierError) -> NoReturn:
+    _say("error", str(error))
+    if error.hint:
+        _say("hint", error.hint)
+    sys.exit(error.exit_code)
 
 
 def main() -> None:
@@ -370,11 +383,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except LuthierError as error:
-        _say("error", str(error))
-        if error.hint:
-            _say("hint", error.hint)
-        sys.exit(error.exit_code)
+        _end(error)
     except Exception as error:
+        if _stopped:  # raised inside a library, which made another error of it
+            _end(_stopped[0])
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             _say("error", f"{error.filename or 'writing'}: {error.strerror}")
             _say("hint", MACHINE_ERRORS[error.errno])

@@ -43,6 +43,7 @@ from luthier.errors import Interrupted, TrainError
 from luthier.losses.loss import Loss
 from luthier.store.lock import locked
 from luthier.store.metrics import MetricsLog
+from luthier.store.publish import digest_json
 from luthier.types import OnEval, Progress, RowSet, Sampler
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,8 @@ class _Run:
         self.watchdog = Watchdog(self.spec.hang_timeout_s, self.run_dir)
         self.updates = Updates(self.state, self.spec, self.parameters, self.run_dir, self.notice)
         self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
-        self.log = RunLog(self.spec, self.plan.total_steps, self.metrics, self.run_dir, self.progress)
+        identity = digest_json(self.guard)
+        self.log = RunLog(self.spec, self.plan.total_steps, self.metrics, self.run_dir, self.progress, identity)
         self.model.train()
         try:
             if rehearse and not self._is_over():

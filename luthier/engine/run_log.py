@@ -14,13 +14,19 @@ from luthier.types import Progress
 
 
 class RunLog:
-    """One session's log. `finish` closes the trackers."""
+    """One session's log. identity: digest of what makes it the same run. `finish` closes the trackers."""
 
     def __init__(
-        self, spec: TrainSpec, total_steps: int, metrics: MetricsLog, run_dir: Path, progress: Progress | None
+        self,
+        spec: TrainSpec,
+        total_steps: int,
+        metrics: MetricsLog,
+        run_dir: Path,
+        progress: Progress | None,
+        identity: str,
     ) -> None:
         self.spec, self.total_steps, self.metrics, self.progress = spec, total_steps, metrics, progress
-        self.trackers = Trackers(spec.trackers, run_dir, spec.model_dump(mode="json"))
+        self.trackers = Trackers(spec.trackers, run_dir, spec.model_dump(mode="json"), identity)
         self.session_tokens, self.session_s = 0, 0.0
 
     def step(self, state: RunState, figures: StepFigures, took_s: float) -> None:
@@ -56,7 +62,7 @@ class RunLog:
     def _write(self, kind: str, state: RunState, record: dict[str, float]) -> None:
         epoch = state.epoch if not state.index else state.epoch + 1
         self.metrics.append({"kind": kind, "step": state.step, "epoch": epoch, **record})
-        self.trackers.log({f"{kind}/{name}": value for name, value in record.items()}, state.step)
+        self.trackers.log(kind, record, state.step)
 
 
 def is_due(every: int | None, step: int) -> bool:

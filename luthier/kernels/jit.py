@@ -4,12 +4,13 @@ torch runs a row-wise formula as one pass over memory per operator; compiled her
 of the cost beside the matrix products (quantising a row to int8: 0.8 ms against 4.8 ms, 1024 x 1536, one thread). numba
 brings its own compiler, so that no C compiler is needed. Where it is absent every kernel has its plain-torch twin.
 The machine code is kept beside the source or in the user's cache ($NUMBA_CACHE_DIR); where neither can be written it is
-made at every start, and files that a power cut tore are made again.
+made at every start, also where the disk is full, and files that a power cut tore are made again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,9 @@ try:
 except ImportError:  # no wheel for this platform: the twins run
     numba = None
 
+log = logging.getLogger(__name__)
 MIN_ELEMENTS_PER_THREAD = 1 << 16  # below this, handing work to another thread costs more than it saves
+_LOOPS_IN_A_LOOP = 32  # at least as many as any compiled loop calls, itself included
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,13 +86,24 @@ def over_pieces(kernel: Callable[..., Any], bounds: Sequence[int], *args: Any) -
 
 
 def _run(kernel: Callable[..., Any], *args: Any) -> None:
-    """Calls it. Kept machine code that is torn fails while it is fetched, before a row is touched: it is made anew."""
-    try:
-        kernel(*args)
-    except (EOFError, UnpicklingError):
-        for index in Path(kernel.stats.cache_path).glob("*.nbi"):  # type: ignore[attr-defined]
-            index.unlink(missing_ok=True)
-        kernel(*args)
+    """Calls it. Machine code is fetched and kept before a row is touched, so what fails there can be done again: kept
+    code that is torn is made anew; code that cannot be kept (a full disk) stays in memory, a loop and each loop that
+    it calls by an error of its own."""
+    for _ in range(_LOOPS_IN_A_LOOP):
+        try:
+            return kernel(*args)
+        except (EOFError, UnpicklingError):
+            for index in Path(kernel.stats.cache_path).glob("*.nbi"):  # type: ignore[attr-defined]
+                index.unlink(missing_ok=True)
+        except OSError as error:
+            _say_not_kept(kernel.stats.cache_path, error.strerror or str(error))  # type: ignore[attr-defined]
+    kernel(*args)
+
+
+@cache
+def _say_not_kept(folder: str, reason: str) -> None:
+    """Once a folder and reason."""
+    log.warning("compiled loops cannot be kept in %s (%s): every start compiles them again", folder, reason)
 
 
 @compiled

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from luthier.bases.folder import base_digest, file_digests, weight_files
 from luthier.bases.resolve import ALIASES, PackagedModel, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import BaseModelError
+from luthier.store.publish import verify_folder
 from tests.bases.tiny_gguf import write_tiny_gguf
 
 PACKAGE = "tiny_gguf_package"
@@ -153,6 +155,43 @@ def test_processes_racing_stay_whole(packaged, tmp_path):
     ]
     said = {racer.communicate(timeout=60)[0].strip() for racer in racers}
     assert said == {resolve_base("tiny", cache_dir=tmp_path / "cache").digest + " False"}
+
+
+RACER = """
+import sys, time
+from luthier.bases import resolve
+resolve.ALIASES["tiny"] = resolve.PackagedModel("{package}", "tiny-gguf", "tiny.gguf")
+convert = resolve.convert_gguf
+def slow(source, out):
+    facts = convert(source, out)
+    time.sleep(600)  # its files are there, its manifest is not
+if sys.argv[2:]:
+    resolve.convert_gguf = slow
+print(resolve.resolve_base("tiny", cache_dir=sys.argv[1]).digest)
+"""
+
+
+def test_four_processes_and_a_kill_inside_the_conversion_leave_the_cache_whole(packaged, tmp_path):
+    """The first is killed between its files and its manifest while three wait for it: one of them converts."""
+    cache, env = tmp_path / "cache", dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), os.getcwd(), env.get("PYTHONPATH", "")])
+
+    def start(*more):
+        command = [sys.executable, "-c", RACER.format(package=PACKAGE), str(cache), *more]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+    first, until = start("slow"), time.monotonic() + 60
+    while not list(cache.glob("bases/.tmp-*/tokenizer.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    others = [start() for _ in range(3)]
+    time.sleep(0.5)
+    assert [other.poll() for other in others] == [None] * 3, "nobody takes what is not finished"
+    first.kill()
+    first.communicate()
+    said = {other.communicate(timeout=60)[0].strip() for other in others}
+    assert said == {resolve_base("tiny", cache_dir=cache).digest}
+    (folder,) = (path for path in (cache / "bases").iterdir() if path.is_dir())
+    assert verify_folder(folder) == []
 
 
 def test_the_digest_covers_the_weights_that_are_loaded(tmp_path):

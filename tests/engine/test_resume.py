@@ -3,6 +3,7 @@ R1-R5).
 """
 
 import json
+import os
 import random
 import shutil
 
@@ -257,3 +258,62 @@ def test_checkpoints_are_whole_small_and_free_of_pickle(tmp_path):
         weights_only = sum((folder / f"{name}.safetensors").stat().st_size for name in ("weights", "optimizer"))
         assert weights_only <= 1.1 * trained_bytes
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 1.1 * trained_bytes + 40_000
+
+
+def test_two_never_train_in_one_folder(tmp_path):
+    """The second one is told who holds it, and the first goes on unharmed."""
+    told = []
+
+    def progress(done, total, **figures):
+        if done == 2:
+            with pytest.raises(ArtifactError) as error:
+                run(small_model(), spec_of(), tmp_path)
+            told.append((str(error.value), error.value.hint))
+
+    result = run(small_model(), spec_of(), tmp_path, progress=progress)
+    ((message, hint),) = told
+    assert f"is in use by another luthier (process {os.getpid()} on " in message and "another folder" in hint
+    assert result.steps == result.total_steps
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """Broken behind the back of every other guard, right before a save: the tensor is named, the checkpoint before
+    stands."""
+    model = small_model()
+
+    def progress(done, total, **figures):
+        if done == 3:
+            next(p for p in model.parameters() if p.requires_grad).data[0, 0] = float("inf")
+
+    with pytest.raises(TrainError, match=r"after step 3 the trained tensor .* not finite; .*; step-000002 stands"):
+        run(model, spec_of(save_steps=1), tmp_path, progress=progress)
+    assert checkpoint.load_newest(tmp_path / "checkpoints", _guard_of(tmp_path)).state.step == 2
+
+
+def _guard_of(folder):
+    return json.loads((checkpoint.folder_of(folder / "checkpoints", 2) / "state.json").read_bytes())["guard"]
+
+
+def test_a_stop_between_sampled_tokens_samples_again_on_resume(tmp_path):
+    """A long answer must not hold up a stop."""
+    tokens = []
+
+    class Sampler:
+        name = "tokens"
+
+        def sample(self, prompts, *, progress=None, **settings):
+            for token in range(200):
+                tokens.append(token)
+                progress(token, 200)
+            return []
+
+    def on_eval(step, sampler):
+        sampler.sample([], max_new_tokens=200)
+        return {"acc": 0.5}
+
+    spec, handed = spec_of(eval_task_rows=1, max_steps=3), {"on_eval": on_eval, "make_sampler": Sampler}
+    with pytest.raises(Interrupted):
+        run(small_model(), spec, tmp_path / "cut", stop=lambda: len(tokens) >= 50, **handed)
+    assert len(tokens) == 50
+    again, whole = (run(small_model(), spec, tmp_path / name, **handed) for name in ("cut", "whole"))
+    assert again.history == whole.history and [record["acc"] for record in again.history] == [0.5]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from luthier.jobs.stopping import stop_flag
+from luthier.store.publish import verify_folder
 from tests.jobs.toy import make_texts, write_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,11 +32,11 @@ def _copy(project, name):
     return Path(shutil.copytree(project.parent, project.parent.with_name(name))) / project.name
 
 
-def _start(project, *more, **settings):
+def _start(project, *more, more_env=None, **settings):
     command = [sys.executable, "-m", "luthier", "train", "-c", str(project), *LONG, *more]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **settings,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(more_env or {})}, **settings,
     )  # fmt: skip
 
 
@@ -66,15 +67,62 @@ def test_sigterm_ends_with_75_and_the_same_command_goes_on_exactly(project, luth
     assert _adapter(cut) == _adapter(project) and _log(cut) == _log(project)
 
 
+# SIGTERM where a run spends its time: (what is called there, what the terminal says).
+PHASES = {
+    "imports": ("import:torch", "error: stopped"),
+    "preparing": ("data/dedupe.py:drop_duplicates:1", "error: stopped"),
+    "loading": ("models/load.py:_read:1", "error: stopped"),
+    "rehearsal": ("engine/rehearsal.py:_play:1", "error: stopped after step 0 of"),
+    "a step": ("engine/step.py:backward_of:5", "error: stopped after step"),
+    "a save": ("engine/checkpoint.py:_generators:2", "error: stopped after step"),
+    "evaluation": ("engine/evaluation.py:_sums_of:2", "error: stopped after step"),
+    "after the last step": ("adapters/peft_files.py:save_adapter:1", "error: stopped"),
+}
+QUICK_PHASES = ("imports", "a save")
+SHORT = (*LONG, "--set", "train.max_steps=8", "--set", "train.save_steps=2", "--set", "train.eval_steps=3")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, tiny_base, luthier):
+    """A project and the same one trained without a stop."""
+    path = write_project(tmp_path_factory.mktemp("undisturbed") / "whole", tiny_base, make_texts(40, seed=3))
+    raw = _copy(path, "raw")
+    assert luthier("train", "-c", path, *SHORT).exit_code == 0
+    return raw, path
+
+
+@pytest.mark.parametrize(
+    "phase", [pytest.param(name, marks=() if name in QUICK_PHASES else pytest.mark.slow) for name in PHASES]
+)
+def test_sigterm_in_any_phase_is_told_in_a_line_and_costs_nothing(undisturbed, tmp_path, luthier, phase):
+    """The same command again ends with the same weights and log; nothing torn lies about in between."""
+    (raw, whole), (place, told) = undisturbed, PHASES[phase]
+    cut = Path(shutil.copytree(raw.parent, tmp_path / "cut")) / raw.name
+    command = [sys.executable, "-m", "tests.jobs.signalled", place, "train", "-c", str(cut), *SHORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    assert done.returncode == 75 and len(lines) == 2, done.stderr
+    assert lines[0].startswith(told) and "same command" in lines[1] and "Traceback" not in done.stderr
+    left = [path for path in cut.parent.rglob("*") if path.name.startswith((".tmp-", ".lock-"))]
+    assert not left and not list(cut.parent.glob("runs/train-????????????"))
+    for folder in (path.parent for path in cut.parent.rglob("manifest.json")):
+        assert verify_folder(folder) == []
+    again = luthier("train", "-c", cut, *SHORT)
+    assert again.exit_code == 0, again.exception
+    assert _adapter(cut) == _adapter(whole) and _log(cut) == _log(whole)
+
+
 def test_a_disk_that_refuses_ends_with_74_and_the_same_command_goes_on(project, luthier):
-    """No file may grow beyond 40 kB, a real error of the kernel: the adapter's weights do not fit, the log does."""
+    """No file may grow beyond 20 kB, a real error of the kernel: compiled loops and the adapter's weights do not fit,
+    the log does. The loops run from memory; the checkpoint that cannot be written ends the run."""
     refused, short = _copy(project, "refused"), ("--set", "train.max_steps=3")
-    assert luthier("train", "-c", project, *LONG, *short).exit_code == 0  # first: it fills the cache of compiled loops
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # noqa: E731
-    running = _start(refused, *short, preexec_fn=limit)
+    assert luthier("train", "-c", project, *LONG, *short).exit_code == 0
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    running = _start(refused, *short, preexec_fn=limit, more_env={"NUMBA_CACHE_DIR": str(refused.parent / "numba")})
     _, said = running.communicate(timeout=60)
     assert running.returncode == 74 and "cannot be written (" in said and "there is none before it" in said, said
     assert "hint: free some space" in said and "Traceback" not in said
+    assert said.count("compiled loops cannot be kept in") == 1, said
     assert luthier("train", "-c", refused, *LONG, *short).exit_code == 0
     assert _adapter(refused) == _adapter(project) and _log(refused) == _log(project)
 

@@ -10,6 +10,7 @@ import pytest
 from luthier.bases.folder import file_digests
 from luthier.bases.resolve import default_cache_dir
 from luthier.jobs.verify import BROKEN
+from luthier.store.provenance import environment
 from luthier.store.publish import digest_file, digest_json, render_manifest, seal
 
 STAGES = ("prepare", "train", "build", "evaluate", "published")
@@ -202,6 +203,16 @@ def test_a_stage_built_again_is_no_break(chain, verify, luthier):
     forge(folder, facts=manifest["facts"] | {"took_s": 99.0})
     assert verify() == (0, [])
     assert "was built again since, with the same content" in luthier("verify", chain / "runs").output
+
+
+def test_other_versions_and_other_files_of_a_library_are_told(chain, verify, luthier, monkeypatch):
+    """A note, no break: a result does not become another one because it is looked at elsewhere."""
+    here = environment()
+    here["libraries"]["torch"] = here["libraries"]["torch"] | {"version": "9.9.9"}
+    here["libraries"]["numpy"] = {"version": here["libraries"]["numpy"]["version"]}
+    monkeypatch.setattr("luthier.jobs.chain.environment", lambda: here)
+    said = " ".join(luthier("verify", chain / "runs", "--base", chain / "base").output.split())
+    assert verify() == (0, []) and "here 9.9.9" in said and "has other files here" in said
 
 
 def test_what_is_no_run_is_refused(luthier, tmp_path, verify):
