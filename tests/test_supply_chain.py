@@ -90,7 +90,7 @@ def test_every_locked_package_has_one_version_and_hashes(name):
     assert not re.search(r"https?://|file:|/[a-z]+/[a-z]+/", (ROOT / "requirements" / name).read_text())
 
 
-def test_the_lock_holds_the_pins_and_all_that_luthier_needs():
+def test_the_lock_holds_the_pins_and_all_that_luthier_and_its_tests_need():
     """Red after a change of pyproject.toml or constraints.txt: run `make lock`."""
     locked = read_lock("luthier.lock") | read_lock("nodeps.lock")
     for line in (ROOT / "constraints.txt").read_text().splitlines():
@@ -99,8 +99,9 @@ def test_the_lock_holds_the_pins_and_all_that_luthier_needs():
             continue
         for requirement, _ in locked.get(canonicalize_name(pin.name), []):
             assert str(requirement.specifier) == str(pin.specifier), pin.name
-    project = (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
-    for wanted in map(Requirement, re.findall(r'"(.+?)"', project)):
+    text = (ROOT / "pyproject.toml").read_text()
+    project = [text.split(part)[1].split("]")[0] for part in ("dependencies = [", "\ndev = [")]
+    for wanted in map(Requirement, re.findall(r'"(.+?)"', "".join(project))):
         versions = [next(iter(one.specifier)).version for one, _ in locked[canonicalize_name(wanted.name)]]
         assert all(wanted.specifier.contains(Version(version)) for version in versions), wanted.name
 

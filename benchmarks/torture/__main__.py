@@ -1,8 +1,10 @@
-"""`python -m benchmarks.torture`: kills at every file event of a save, random kills, refused writes, damaged files.
+"""`python -m benchmarks.torture`: the scoreboard of what a run survives.
 
-Writes benchmarks/results/reliability.json and docs/reliability.md (`page.py`). A trial passes when the same command,
-run again after the fault, ends with the weights of the uninterrupted run, bit for bit, and no more than one save
-interval was done twice.
+Faults through one harness, against luthier's loop and transformers' Trainer: kills at every file event of a save,
+random kills, refused writes, damaged files, SIGTERM, steps that are not finite, a long run. The other rows are counts
+of tests (`suite.py`). Writes benchmarks/results/reliability.json and docs/reliability.md (`page.py`). A trial passes
+when the same command, run again after the fault, ends with the weights of the uninterrupted run, bit for bit, and no
+more than one save interval was done twice.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +31,7 @@ from benchmarks.torture.trial import (
     DIE,
     ERROR_FROM,
     ERROR_ONCE,
+    SIGNAL,
     TORN,
     Ended,
     Fault,
@@ -40,6 +44,7 @@ if __name__ == "__main__":
     preloaded()
 
 from benchmarks.torture.page import RESULTS, write_page
+from benchmarks.torture.suite import SUITE, run_suite
 from benchmarks.torture.targets import TARGETS
 
 SETTINGS = Settings()
@@ -48,12 +53,15 @@ SETTINGS = Settings()
 @dataclass(frozen=True)
 class Size:
     """How many trials. kills: of R2; events: file events of R1 (0: all); damages: what R5 does to each file; places:
-    file events of R6, each with three errors."""
+    file events of R6, each with three errors, luthier's all where 0 (HF Trainer's are always spread: they all fail
+    alike). nan_steps: trials of R17; soak_steps: length of R29."""
 
-    kills: int = 100
+    kills: int = 200
     events: int = 0
     damages: tuple[str, ...] = ("cut", "flip", "zero", "delete", "swap")
-    places: int = 8
+    places: int = 0
+    nan_steps: int = 7
+    soak_steps: int = 3000
 
 
 class Bench:
@@ -70,15 +78,16 @@ class Bench:
         self.number += 1
         return self.root / f"trial-{self.number}"
 
-    def again(self, folder: Path, before: Ended) -> str:
-        """Runs the same command again; the verdict."""
-        after = run_child(self.work, folder, SETTINGS, Fault())
+    def again(self, folder: Path, before: Ended, settings: Settings = SETTINGS, *, saves: bool = False) -> str:
+        """Runs the same command again; the verdict. saves: the first run was asked to stop, so that every whole step
+        should stand."""
+        after = run_child(self.work, folder, settings, Fault())
         self.clear(folder)
         if after.code:
             return "HARD_FAIL"
         if after.digest != self.whole.digest:
             return "DIVERGED"
-        promised = max(0, before.last - SETTINGS.save_every)
+        promised = before.last if saves else max(0, before.last - settings.save_every)
         return "PASS" if not after.first or after.first - 1 >= promised else "LOST_WORK"
 
     def length_s(self) -> float:
@@ -117,7 +126,7 @@ def refuse_every_write(bench: Bench) -> dict:
     """R6: no space, an input/output error, a file system turned read-only, at places spread over one save."""
     places = [at for at, what in bench.save_events() if what in ("write", "open", "mkdir", "fsync")]
     kinds = ((ERROR_FROM, errno.ENOSPC), (ERROR_ONCE, errno.EIO), (ERROR_FROM, errno.EROFS))
-    chosen = _spread(places, bench.size.places)
+    chosen = _spread(places, bench.size.places or (8 if bench.name == "HF Trainer" else 0))
     return _tally(bench, [Fault(how, at, number) for at in chosen for how, number in kinds])
 
 
@@ -211,32 +220,104 @@ def _damage(path: Path, other: Path, fault: str) -> None:
         shutil.copy(other, path)
 
 
-ROWS = {"R1": kill_at_every_event, "R2": random_kills, "R5": damaged_files, "R6": refuse_every_write}
-QUICK = Size(kills=2, events=4, damages=("flip",), places=1)
+PHASES = {
+    "luthier": ("start-up", "rehearsal", "step", "between", "evaluation", "task metrics", "after end"),
+    "HF Trainer": ("start-up", "step", "between", "after end"),
+}
+
+
+def terminated(bench: Bench) -> dict:
+    """R7: SIGTERM in each phase that the target has, and inside a save; checkpoints are rare, so that the answer to the
+    signal itself has to save. HF Trainer with `enable_jit_checkpoint`, its own answer."""
+    verdicts, codes, settings = Counter(), Counter(), Settings(save_every=5)
+    inside = next(at for at, what in bench.save_events() if what == "write")
+    faults = [*(Fault(term=phase) for phase in PHASES[bench.name]), Fault(SIGNAL, inside, signal.SIGTERM)]
+    for fault in faults:
+        folder, rare = bench.folder(), SETTINGS if fault.how == SIGNAL else settings
+        before = run_child(bench.work, folder, rare, fault)
+        codes[str(before.code)] += 1
+        verdicts[bench.again(folder, before, rare, saves=True)] += 1
+    return {"trials": len(faults), **verdicts, "exit codes": dict(codes)}
+
+
+def not_finite(bench: Bench) -> dict:
+    """R17: the loss of one step is NaN. PASS: that step moved no weight and is not told as a number."""
+    verdicts: Counter[str] = Counter()
+    for step in range(2, 2 + bench.size.nan_steps):
+        folder = bench.folder()
+        ended = run_child(bench.work, folder, SETTINGS, Fault(nan_at=step))
+        bench.clear(folder)
+        verdicts["HARD_FAIL" if ended.code else "PASS" if ended.facts["unmoved"] else "DIVERGED"] += 1
+    return {"trials": bench.size.nan_steps, **verdicts}
+
+
+def long_run(bench: Bench) -> dict:
+    """R29: what the process holds after a third and at the end of a long run."""
+    steps = bench.size.soak_steps
+    folder = bench.folder()
+    ended = run_child(bench.work, folder, Settings(save_every=100, steps=steps), Fault(), watch=(steps // 3, steps))
+    bench.clear(folder)
+    if ended.code:
+        return {"trials": 1, "HARD_FAIL": 1}
+    (began_s, early_bytes, *early), (end_s, late_bytes, *late) = ended.facts["held"]
+    grown = (late_bytes - early_bytes) / 2**20
+    figures = {"steps": steps, "grown MiB": round(grown, 2), "took s": round(end_s - began_s, 1)}
+    holds = early == late and grown <= max(1.0, (end_s - began_s) / 60)
+    return {"trials": 1, "PASS" if holds else "LEAKS": 1, **figures, "files, threads": [early, late]}
+
+
+def same_twice(bench: Bench) -> dict:
+    """R30: the same run again, three times."""
+    verdicts: Counter[str] = Counter()
+    for _ in range(3):
+        folder = bench.folder()
+        ended = run_child(bench.work, folder, SETTINGS, Fault())
+        bench.clear(folder)
+        verdicts["PASS" if ended.digest == bench.whole.digest else "DIVERGED"] += 1
+    return {"trials": 3, **verdicts}
+
+
+ROWS = {
+    "R1": kill_at_every_event, "R2": random_kills, "R5": damaged_files, "R6": refuse_every_write, "R7": terminated,
+    "R17": not_finite, "R29": long_run, "R30": same_twice,
+}  # fmt: skip
+QUICK = Size(kills=2, events=4, damages=("flip",), places=1, nan_steps=1, soak_steps=150)
+QUICK_ROWS = ("R1", "R2", "R5", "R6", "R7", "R17", "R30")
 
 
 def main() -> None:
     """Runs the wanted rows (default: all) and puts each into the results as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join([*ROWS, *SUITE])}; default: all")
     parser.add_argument("--target", choices=list(TARGETS), help="default: all")
     parser.add_argument("--kills", type=int, default=Size().kills, help="random kills (R2)")
+    parser.add_argument("--trials-only", action="store_true", help="leave out the rows that are counts of tests")
     parser.add_argument("--quick", action="store_true", help="a few trials of each row, in half a minute")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; what it has of other rows stays")
     wanted = parser.parse_args()
-    if unknown := set(wanted.rows) - ROWS.keys():
+    if unknown := set(wanted.rows) - ROWS.keys() - SUITE.keys():
         parser.error(f"unknown rows: {', '.join(sorted(unknown))}")
     size = QUICK if wanted.quick else Size(kills=wanted.kills)
+    chosen = wanted.rows or [*(QUICK_ROWS if wanted.quick else ROWS)]
     with tempfile.TemporaryDirectory() as folder:
         for name in [wanted.target] if wanted.target else TARGETS:
+            if not any(row in ROWS for row in chosen):
+                break
             bench = Bench(name, Path(folder) / name.replace(" ", "-"), size)
-            for row in wanted.rows or ROWS:
-                began = time.perf_counter()
-                figures = ROWS[row](bench) | {"seconds": round(time.perf_counter() - began, 1)}
-                print(row, name, figures, flush=True)
-                _keep(wanted.results, row, name, figures)
+            for row in (row for row in chosen if row in ROWS):
+                _measure(wanted.results, row, name, lambda row=row, bench=bench: ROWS[row](bench))
+    tests = wanted.rows or (() if wanted.quick or wanted.target or wanted.trials_only else SUITE)
+    for row in (row for row in tests if row in SUITE):
+        _measure(wanted.results, row, "luthier", lambda row=row: run_suite(row))
     if wanted.results == RESULTS:
         write_page(RESULTS)
+
+
+def _measure(results: Path, row: str, name: str, work: Callable[[], dict]) -> None:
+    began = time.perf_counter()
+    figures = work() | {"seconds": round(time.perf_counter() - began, 1)}
+    print(row, name, figures, flush=True)
+    _keep(results, row, name, figures)
 
 
 def _keep(path: Path, row: str, name: str, figures: dict) -> None:
@@ -249,7 +330,7 @@ def _keep(path: Path, row: str, name: str, figures: dict) -> None:
         "versions": versions,
     }
     report["rows"].setdefault(row, {})[name] = figures
-    report["rows"] = dict(sorted(report["rows"].items()))
+    report["rows"] = dict(sorted(report["rows"].items(), key=lambda row: (int(row[0].split()[0][1:]), row[0])))
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.torture.trial import Clock, Fault, Settings
+from benchmarks.torture.trial import SIGNAL, Clock, Fault, Settings
 from luthier.engine.loop import train
 from luthier.losses.sft import sft_loss_sum
 from tests.engine.small import make_batch, plain_model, plan_epoch, rows, spec_of
@@ -38,15 +38,16 @@ def _model(settings: Settings) -> torch.nn.Module:
 
 
 class _Phases:
-    """Sends this process SIGTERM when the named phase is reached, once."""
+    """Sends this process SIGTERM when the named phase is reached, once. handled: as luthier's command does, by asking
+    the loop to stop; else it is left to the target."""
 
-    def __init__(self, wanted: str) -> None:
+    def __init__(self, wanted: str, *, handled: bool) -> None:
         self.wanted, self.asked = wanted, []
-        if wanted:
+        if handled:
             signal.signal(signal.SIGTERM, lambda number, frame: self.asked.append(number))
 
     def reached(self, phase: str) -> None:
-        if self.wanted == phase:
+        if phase and self.wanted == phase:
             self.wanted = ""
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -73,10 +74,11 @@ class _TokenByToken:
 def luthier(folder: Path, settings: Settings, fault: Fault, clock: Clock) -> dict:
     """luthier's training loop, with rehearsal, dev loss, task metrics and rotation."""
     torch.set_num_threads(1)
-    model, phases, done = _model(settings), _Phases(fault.term), [0]
+    handled = bool(fault.term) or fault.how == SIGNAL
+    model, phases, done = _model(settings), _Phases(fault.term, handled=handled), [0]
     spec = spec_of(
-        num_epochs=9, max_steps=settings.steps, save_steps=settings.save_every, save_total_limit=2,
-        gradient_accumulation_steps=settings.accumulation, eval_steps=4, eval_task_rows=1,
+        num_epochs=max(9, settings.steps // 8), max_steps=settings.steps, save_steps=settings.save_every,
+        save_total_limit=2, gradient_accumulation_steps=settings.accumulation, eval_steps=4, eval_task_rows=1,
     )  # fmt: skip
     before: dict[str, str] = {}
 
@@ -115,11 +117,12 @@ def luthier(folder: Path, settings: Settings, fault: Fault, clock: Clock) -> dic
 
 
 class _Watch(TrainerCallback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, phases: _Phases) -> None:
+        self.clock, self.phases = clock, phases
 
     def on_step_end(self, args, state, control, **kwargs):
         self.clock.step(state.global_step)
+        self.phases.reached("between" if state.global_step == 6 else "")
 
 
 class _Dataset(torch.utils.data.Dataset):
@@ -145,7 +148,7 @@ def _collate(items: list[dict]) -> dict[str, torch.Tensor]:
 class _NanTrainer(Trainer):
     """Makes the loss of one step NaN and keeps the weights' digests around it."""
 
-    nan_at, before = 0, ""
+    nan_at, before, phases = 0, "", _Phases("", handled=False)
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == self.nan_at - 1:
@@ -154,24 +157,30 @@ class _NanTrainer(Trainer):
 
     def compute_loss(self, *args, **kwargs):
         loss = super().compute_loss(*args, **kwargs)
+        self.phases.reached("step" if self.state.global_step >= 5 else "")
         return loss * float("nan") if self.state.global_step == self.nan_at - 1 else loss
 
 
 def hf_trainer(folder: Path, settings: Settings, fault: Fault, clock: Clock) -> dict:
-    """transformers' Trainer as its documentation has it: resume from the last checkpoint when there is one."""
+    """transformers' Trainer as its documentation has it: resume from the last checkpoint when there is one, and, where
+    SIGTERM comes, its own answer to it (`enable_jit_checkpoint`)."""
     torch.set_num_threads(1)
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, save_steps=settings.save_every, save_total_limit=2,
         per_device_train_batch_size=4, gradient_accumulation_steps=settings.accumulation, learning_rate=1e-2,
         logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, seed=0,
+        enable_jit_checkpoint=bool(fault.term) or fault.how == SIGNAL,
     )  # fmt: skip
     arguments.remove_unused_columns = False
+    phases = _Phases(fault.term, handled=False)
     trainer = _NanTrainer(
         model=_model(settings), args=arguments, train_dataset=_Dataset(), data_collator=_collate,
-        callbacks=[_Watch(clock)],
+        callbacks=[_Watch(clock, phases)],
     )  # fmt: skip
-    trainer.nan_at = fault.nan_at
+    trainer.nan_at, trainer.phases = fault.nan_at, phases
+    phases.reached("start-up")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    phases.reached("after end")
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     unmoved = bool(fault.nan_at) and trainer.before != "" and all(map(_is_finite, trainer.model.parameters()))
     return {"digest": digest_of(trainer.model), "unmoved": unmoved, "logged": logged, "refused": 0}

@@ -7,6 +7,7 @@ trial costs the run and not the start-up.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -64,15 +65,22 @@ class Ended:
 
 
 class Clock:
-    """Two counters in memory shared with the child: the first and the last step it took. They outlive a kill."""
+    """Two counters in memory shared with the child: the first and the last step it took. They outlive a kill. `held` is
+    what the child's process held after the steps of `watch`: (seconds, bytes, open files, threads)."""
 
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, 16)
+    def __init__(self, watch: tuple[int, ...] = ()) -> None:
+        self.memory, self.watch = mmap.mmap(-1, 16), watch
+        self.held: list[tuple[float, int, int, int]] = []
 
     def step(self, done: int) -> None:
         """Called by the child after a step."""
         first, _ = struct.unpack("qq", self.memory[:16])
         self.memory[:16] = struct.pack("qq", first or done, done)
+        if done in self.watch:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            counts = (len(os.listdir(f"/proc/self/{what}")) for what in ("fd", "task"))
+            self.held.append((time.perf_counter(), pages * mmap.PAGESIZE, *counts))
 
     def read(self) -> tuple[int, int]:
         """(first, last), 0 when there was none."""
@@ -98,14 +106,16 @@ def run_child(
     fault: Fault,
     *,
     kill_when: Callable[[float], bool] | None = None,
+    watch: tuple[int, ...] = (),
 ) -> Ended:
-    """Forks; the child runs `work` in `folder`. kill_when(seconds): SIGKILL from outside as soon as it is true."""
+    """Forks; the child runs `work` in `folder`. kill_when(seconds): SIGKILL from outside as soon as it is true.
+    watch: steps after which the facts have what the process held (see Clock)."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(folder.name + ".out")
     beside.mkdir(exist_ok=True)
     for name in ("said", "result", "events"):
         (beside / name).write_text("")
-    clock, began = Clock(), time.perf_counter()
+    clock, began = Clock(watch), time.perf_counter()
     pid = os.fork()
     if not pid:
         _child(work, folder, beside, settings, fault, clock)
@@ -130,7 +140,7 @@ def _child(work, folder: Path, beside: Path, settings: Settings, fault: Fault, c
             arm = ctypes.CDLL(os.environ[LIBRARY]).faults_arm
             arm(f"{folder}/".encode(), fault.how, ctypes.c_long(fault.at), fault.number, events)
         result = work(folder, settings, fault, clock)
-        (beside / "result").write_text(json.dumps(result))
+        (beside / "result").write_text(json.dumps(result | {"held": clock.held}))
         code = 0
     except BaseException as error:  # whatever it is: the child ends here
         traceback.print_exc()

@@ -105,7 +105,7 @@ def _make(name: str, run_dir: Path, run_id: str | None) -> GeneralTracker:
         raise ConfigError(f"train.trackers: {name} is not installed ({error})", hint=f"pip install {name}") from None
 
 
-def _id_of(name: str, tracker: GeneralTracker) -> str:
+def _id_of(name: str, tracker: Any) -> str:
     """Under which W&B and MLflow know the run; '' for trackers that go by its name."""
     if name == "wandb":
         return str(tracker.tracker.id)

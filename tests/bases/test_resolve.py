@@ -162,11 +162,13 @@ import sys, time
 from luthier.bases import resolve
 resolve.ALIASES["tiny"] = resolve.PackagedModel("{package}", "tiny-gguf", "tiny.gguf")
 convert = resolve.convert_gguf
-def slow(source, out):
+def counted(source, out):
+    print("converting", file=sys.stderr, flush=True)
     facts = convert(source, out)
-    time.sleep(600)  # its files are there, its manifest is not
-if sys.argv[2:]:
-    resolve.convert_gguf = slow
+    if sys.argv[2:]:
+        time.sleep(600)  # its files are there, its manifest is not
+    return facts
+resolve.convert_gguf = counted
 print(resolve.resolve_base("tiny", cache_dir=sys.argv[1]).digest)
 """
 
@@ -178,18 +180,18 @@ def test_four_processes_and_a_kill_inside_the_conversion_leave_the_cache_whole(p
 
     def start(*more):
         command = [sys.executable, "-c", RACER.format(package=PACKAGE), str(cache), *more]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     first, until = start("slow"), time.monotonic() + 60
     while not list(cache.glob("bases/.tmp-*/tokenizer.json")) and time.monotonic() < until:
         time.sleep(0.01)
     others = [start() for _ in range(3)]
     time.sleep(0.5)
-    assert [other.poll() for other in others] == [None] * 3, "nobody takes what is not finished"
     first.kill()
-    first.communicate()
-    said = {other.communicate(timeout=60)[0].strip() for other in others}
-    assert said == {resolve_base("tiny", cache_dir=cache).digest}
+    assert first.communicate()[1] == "converting\n"
+    said = [other.communicate(timeout=60) for other in others]
+    assert {out.strip() for out, _ in said} == {resolve_base("tiny", cache_dir=cache).digest}
+    assert "".join(error for _, error in said) == "converting\n", "one of them, and the others wait for it"
     (folder,) = (path for path in (cache / "bases").iterdir() if path.is_dir())
     assert verify_folder(folder) == []
 

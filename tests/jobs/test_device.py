@@ -55,7 +55,8 @@ def test_the_device_is_said_recorded_and_no_part_of_the_key(project, luthier):
     (folder,) = (project.parent / "runs").glob("train-????????????")
     device = read_manifest(folder)["facts"]["device"]
     assert (device["asked"], device["taken"], device["tensors"]) == ("auto", "cpu", ["cpu"]) and device["why"]
-    assert "unchanged" in luthier("train", "-c", project, *short, "--set", "train.device=cpu").output
+    assert luthier("train", "-c", project, *short, "--set", "train.device=cpu").exit_code == 0
+    assert list((project.parent / "runs").glob("train-????????????")) == [folder], "the same stage, reused"
 
 
 def test_the_doctor_names_it_and_refuses_what_cannot_be_had(project, luthier):

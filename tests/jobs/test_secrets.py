@@ -188,11 +188,14 @@ def check_files(folder: Path) -> set[str]:
 def check_events(events: set[tuple[str, str, str]]) -> None:
     """Allowed by name: numba reading the machine code that it kept itself, llama.cpp's own loopback interface, and the
     attacks that the sandbox makes on itself."""
+    strange = []
     for event, arguments, stack in events:
         numba = event == "pickle.find_class" and "/numba/core/caching.py" in stack
         loopback = event == "socket.connect" and "'127.0.0.1'" in arguments and "/ship/llama_cpp.py" in stack
-        attack = "/luthier/graders/sandbox/" in stack and (not event.startswith("socket.") or "127.0.0.1" in arguments)
-        assert numba or loopback or attack, (event, arguments, stack)
+        bait = not event.startswith("socket.") or "'127.0.0.1'" in arguments or "/luthier-bait-" in arguments
+        if not (numba or loopback or (bait and "/luthier/graders/sandbox/" in stack)):
+            strange.append((event, arguments, stack))
+    assert not strange
 
 
 def test_a_whole_run_leaks_no_canary_unpickles_nothing_and_starts_nothing(tmp_path, tiny_base):

@@ -112,6 +112,26 @@ def test_sigterm_in_any_phase_is_told_in_a_line_and_costs_nothing(undisturbed, t
     assert _adapter(cut) == _adapter(whole) and _log(cut) == _log(whole)
 
 
+WRAPPED = """
+import os, signal, sys
+from luthier import cli
+@cli.app.command()
+def wrapped():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Exception as error:
+        raise ModuleNotFoundError("could not import that") from error
+sys.argv = ["luthier", "wrapped"]
+cli.main()
+"""
+
+
+def test_a_signal_that_a_library_makes_another_error_of_is_still_a_stop():
+    """As transformers does when one of its lazy imports is cut short."""
+    done = subprocess.run([sys.executable, "-c", WRAPPED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 75 and "error: stopped" in done.stderr and "internal" not in done.stderr
+
+
 def test_a_disk_that_refuses_ends_with_74_and_the_same_command_goes_on(project, luthier):
     """No file may grow beyond 20 kB, a real error of the kernel: compiled loops and the adapter's weights do not fit,
     the log does. The loops run from memory; the checkpoint that cannot be written ends the run."""
