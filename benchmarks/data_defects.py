@@ -1,6 +1,7 @@
 """How many planted defects the data checks find: near-duplicates, quoted evaluation items, personal data and secrets.
 
     python benchmarks/data_defects.py [--data FOLDER] [--pairs 2000] [--per-kind 300] [--output FILE.json]
+        [--write-docs]
 
 The defects are made by benchmarks/planted_defects.py, which shares no code with the detectors. Texts are made up, or,
 with --data, the questions of gsm8k_{train,test}.jsonl and banking77_{train,test}.csv in that folder. Recall of near-
@@ -34,6 +35,8 @@ from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
 from luthier.types import EncodedRow, Row
 
+PAGE = Path(__file__).resolve().parents[1] / "docs/data_checks.md"
+MARKS = ("<!-- defects -->\n", "<!-- end of defects -->\n")
 BARS = {
     "duplicate_recall": 0.97,
     "duplicate_precision": 0.95,
@@ -183,6 +186,7 @@ def main() -> int:
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--write-docs", action="store_true")
     given = parser.parse_args()
     train, items = read_texts(given.data)
     result = {
@@ -197,7 +201,23 @@ def main() -> int:
         print(f"MISSED {line}", file=sys.stderr)
     if given.output:
         given.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if given.write_docs:
+        head, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+        page = head + MARKS[0] + table(result) + MARKS[1] + rest.partition(MARKS[1])[2]
+        PAGE.write_text(page, encoding="utf-8")
     return 1 if missed else 0
+
+
+def table(result: dict) -> str:
+    """The figures as a Markdown table."""
+    near, leaks = result["near_duplicates"], result["leaks"]
+    pairs = f"near-duplicates, Jaccard in [0.9, 1), {near['pairs_planted']:,} pairs against brute force"
+    lines = [(pairs, near["recall"], near["precision"])]
+    lines += [(f"{kind}, {one['n']}", one["recall"], one["precision"]) for kind, one in result["private_data"].items()]
+    rows = [f"| {name} | {recall:.3f} | {precision:.3f} |\n" for name, recall, precision in lines]
+    lost = f"{leaks['clean_rows_set_aside']} of {leaks['rows']:,} clean rows lost"
+    rows += [f"| quoted item, {form} | {recall:.3f} | {lost} |\n" for form, recall in leaks["recall_by_form"].items()]
+    return f"Texts: {result['texts']}.\n\n| planted | recall | precision |\n|---|---|---|\n" + "".join(rows)
 
 
 def misses(result: dict) -> list[str]:

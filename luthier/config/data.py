@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from luthier.config.base import Spec
 from luthier.config.data_checks import ChecksSpec
 from luthier.config.data_mix import MixSpec
+from luthier.config.data_style import StyleSpec
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -102,6 +103,7 @@ class DataSpec(Spec):
     """Set such rows aside by name, or refuse."""
     checks: ChecksSpec = ChecksSpec()
     mix: MixSpec = MixSpec()
+    style: StyleSpec = StyleSpec()
     group_by: str | None = None
     """Column whose equal values are one group (customer, conversation, document)."""
     stratify_by: str | None = None

@@ -13,7 +13,7 @@ Flag = Literal["off", "report", "drop"]
 
 class PiiSpec(Spec):
     """Personal data, one policy a kind: report counts and places, redact puts [EMAIL_1] in its place, drop sets the row
-    aside. Names and street addresses are not found."""
+    aside. Names and street addresses are found by data.checks.deidentify alone."""
 
     email: Policy = "report"
     """E-mail addresses."""
@@ -54,6 +54,9 @@ class ChecksSpec(Spec):
     encoding: Literal["off", "report", "repair"] = "repair"
     """Text that was decoded with the wrong table ("cafÃ©"): repair puts it right and counts it."""
     pii: PiiSpec = PiiSpec()
+    deidentify: Policy = "off"
+    """What is done about all that HIPAA's Safe Harbor names, in English clinical text: names, dates, ages over 89,
+    addresses, towns, hospitals, record numbers, web addresses, and every kind of `pii` whose own policy is weaker."""
     secrets: SecretsSpec = SecretsSpec()
     language: Flag = "report"
     """Rows in a language that is not listed, and answers in another language than their prompt."""
@@ -95,5 +98,9 @@ class ChecksSpec(Spec):
 
     @property
     def policies(self) -> dict[str, str]:
-        """kind -> policy of every kind of personal data and secret."""
-        return {**self.pii.model_dump(exclude={"regions"}), **self.secrets.model_dump()}
+        """kind -> policy of every kind of personal data and secret; those of Safe Harbor alone stand under
+        `deidentify`."""
+        own = self.pii.model_dump(exclude={"regions"})
+        strict = ("off", "report", "redact", "drop")
+        pii = {kind: max(policy, self.deidentify, key=strict.index) for kind, policy in own.items()}
+        return {**pii, **self.secrets.model_dump()}

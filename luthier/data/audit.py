@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from luthier.config.data_checks import ChecksSpec
+from luthier.config.data_style import StyleSpec
 from luthier.data.balance import balance_warnings, diversity, label_balance, volume_advice
 from luthier.data.checks import sentences
 from luthier.data.disparity import disparity_sentences, measure
 from luthier.data.items import Item
 from luthier.data.quarantine import Quarantine
+from luthier.data.style import style_misses, style_profile
 from luthier.data.summary import PreparedSummary
 from luthier.errors import DataError
 
@@ -51,3 +53,13 @@ def audit(train: Sequence[Item], spec: ChecksSpec, summary: PreparedSummary) -> 
     advice = volume_advice(len(rows), spec.task_kind)
     found = sentences(summary.checks["findings"])
     summary.notices += [*found, *balance_warnings(balance), *([advice] if advice else [])]
+
+
+def check_style(train: Sequence[Item], wish: StyleSpec, summary: PreparedSummary) -> None:
+    """Puts the style of the answers beside the wished one; DataError when it is another and the policy is refuse."""
+    profile = style_profile([item.row.answer for item in train if item.row.answer], wish)
+    summary.checks["style"] = profile
+    said = style_misses(profile, wish)
+    if said and wish.policy == "refuse":
+        raise DataError(said[0], hint="mend the answers, or set data.style.policy to warn")
+    summary.warnings += said

@@ -38,8 +38,7 @@ def dataset_card(summary: PreparedSummary, spec: DataSpec) -> str:
         "## Split",
         _split(summary, spec),
         "## Known limits",
-        "Personal data is found by form (addresses, numbers with check digits); names and street addresses are not. "
-        "Toxicity is only looked for where a word list was given.",
+        f"{_personal(spec)} Toxicity is only looked for where a word list was given.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -78,6 +77,14 @@ def _balance(summary: PreparedSummary) -> str:
         else ""
     )
     return "\n\n".join(part for part in (table, words) if part) or "Free text; no diversity was measured."
+
+
+def _personal(spec: DataSpec) -> str:
+    if spec.checks.deidentify == "off":
+        return (
+            "Personal data is found by form (addresses, numbers with check digits); names and street addresses are not."
+        )
+    return "Names, dates, towns and record numbers are found by rules and lists, which miss some: look at a sample."
 
 
 def _split(summary: PreparedSummary, spec: DataSpec) -> str:

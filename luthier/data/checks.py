@@ -20,8 +20,9 @@ from luthier.data.items import Item, prompt_text
 from luthier.data.quarantine import Quarantine
 from luthier.data.row_texts import column_texts, joined_pieces, map_texts, texts_of
 from luthier.errors import ConfigError
-from luthier.text import pii, secrets
-from luthier.text.findings import Finding, redact
+from luthier.text import clinical, pii, secrets
+from luthier.text.clinical import find_clinical, name_words
+from luthier.text.findings import Finding, keep_apart, redact
 from luthier.text.language import UNKNOWN, identify, languages
 from luthier.text.pii import find_pii, known_region
 from luthier.text.quality import answer_flags, document_flags
@@ -49,9 +50,10 @@ class Checker:
 
     def __init__(self, spec: ChecksSpec, base_dir: Path, quarantine: Quarantine) -> None:
         self._spec, self._quarantine = spec, quarantine
-        self._policies = spec.policies
+        self._policies = spec.policies | dict.fromkeys(clinical.KINDS, spec.deidentify)
         on = {kind for kind, policy in self._policies.items() if policy != "off"}
         self._pii = tuple(kind for kind in pii.KINDS if kind in on)
+        self._clinical = tuple(kind for kind in clinical.KINDS if kind in on)
         self._secrets = frozenset(on & set(secrets.KINDS))
         self._redacted = {kind for kind, policy in self._policies.items() if policy == "redact"}
         self._words = {
@@ -67,9 +69,10 @@ class Checker:
         return [checked for item in items if (checked := self._one(item)) is not None]
 
     def _one(self, item: Item) -> Item | None:
-        found = {path: self._find(text) for path, text in texts_of(item.row)}
+        known = self._known_names(item.row)
+        found = {path: self._find(text, known) for path, text in texts_of(item.row)}
         if self._redacted:
-            found |= self._in_columns_alone(item.row, found)
+            found |= self._in_columns_alone(item.row, found, known)
         hits = [hit for path, some in found.items() for hit in self._private_hits(item.row, path, some)]
         hits += self._flags(item.row)
         dropped = next((hit for hit in hits if hit.action == "drop"), None)
@@ -79,10 +82,18 @@ class Checker:
             self._quarantine.add(item.record, detail, reason=detail, is_fault=False)
             return None
         if self._redacted and any(hit.action == "redact" for hit in hits):
-            return self._redacted_item(item)
+            return self._redacted_item(item, known)
         return item
 
-    def _in_columns_alone(self, row: Row, found: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
+    def _known_names(self, row: Row) -> frozenset[str]:
+        """The words of the names in any text of the row: alone in another text they are names too."""
+        if not self._clinical:
+            return frozenset()
+        return name_words([text for _, text in (*texts_of(row), *column_texts(row))])
+
+    def _in_columns_alone(
+        self, row: Row, found: dict[str, list[Finding]], known: frozenset[str]
+    ) -> dict[str, list[Finding]]:
         """What only the other columns hold: a value that a turn shows too (a prompt is made from columns) is redacted
         in both and counted once."""
         texts = dict(texts_of(row))
@@ -90,37 +101,38 @@ class Checker:
         return {
             path: [
                 one
-                for one in self._find(text)
+                for one in self._find(text, known)
                 if one.kind in self._redacted and (one.kind, text[one.start : one.end]) not in shown
             ]
             for path, text in column_texts(row)
         }
 
-    def _redacted_item(self, item: Item) -> Item | None:
-        row = self._redact(item.row)
-        left = next(
-            (one for text in joined_pieces(row) for one in self._find(text) if one.kind in self._redacted), None
-        )
+    def _redacted_item(self, item: Item, known: frozenset[str]) -> Item | None:
+        row = self._redact(item.row, known)
+        found = (one for text in joined_pieces(row) for one in self._find(text, known))
+        left = next((one for one in found if one.kind in self._redacted), None)
         if left:
             detail = f"{left.kind} stands across two pieces of a row and cannot be redacted"
             self._quarantine.add(item.record, detail, is_fault=False)
             return None
         return replace(item, row=row)
 
-    def _find(self, text: str) -> list[Finding]:
+    def _find(self, text: str, known: frozenset[str]) -> list[Finding]:
         found = find_pii(text, self._pii, self._spec.pii.regions) if self._pii else []
+        if self._clinical:
+            found = keep_apart([*found, *find_clinical(text, self._clinical, known)])
         return found + [one for one in find_secrets(text) if one.kind in self._secrets] if self._secrets else found
 
     def _private_hits(self, row: Row, path: str, found: list[Finding]) -> Iterator[Hit]:
         for one in found:
-            check = "personal data" if one.kind in pii.KINDS else "secret"
+            check = "secret" if one.kind in secrets.KINDS else "personal data"
             yield Hit(row.source, row.line, check, one.kind, path, one.start, one.end, self._policies[one.kind])
 
-    def _redact(self, row: Row) -> Row:
+    def _redact(self, row: Row, known: frozenset[str]) -> Row:
         names: dict[tuple[str, str], str] = {}
 
         def change(text: str) -> str:
-            found = [one for one in self._find(text) if one.kind in self._redacted]
+            found = [one for one in self._find(text, known) if one.kind in self._redacted]
             kept: list[Finding] = []
             for one in sorted(found, key=lambda f: f.start):
                 if not kept or one.start >= kept[-1].end:

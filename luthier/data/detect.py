@@ -144,7 +144,9 @@ def _refuse(path: Path, head: bytes) -> None:
         )
     if b"\x00" in head:
         if head.count(b"\x00") > len(head) // 4:
-            raise DataError(f"{path}: looks like UTF-16 without a mark; expected UTF-8", hint=_iconv(path, "UTF-16LE"))
+            order = "BE" if head[::2].count(0) > head[1::2].count(0) else "LE"
+            hint = _iconv(path, f"UTF-16{order}")
+            raise DataError(f"{path}: looks like UTF-16 without a mark; expected UTF-8", hint=hint)
         if head.count(b"\x00") > 8 and sum(byte < 9 for byte in head) > len(head) // 50:
             raise DataError(
                 f"{path}: is binary; expected CSV, JSON, JSONL, text, Parquet or Arrow", hint="export it as JSONL"

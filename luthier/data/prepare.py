@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.data import DataSpec
-from luthier.data.audit import audit, compare_groups
+from luthier.data.audit import audit, check_style, compare_groups
 from luthier.data.card import dataset_card
 from luthier.data.checks import Checker
 from luthier.data.dedupe import Deduped, drop_duplicates
@@ -255,6 +255,7 @@ def _finish(run: Run, splits: dict[str, list[Encoded]], seen: list[Encoded], unl
     if not summary.has_dev:
         summary.warnings.append("there is no dev split (data.allow_no_dev): the verdict is forfeited")
     audit([one.item for one in splits["train"]], run.spec.checks, summary)
+    check_style([one.item for one in splits["train"]], run.spec.style, summary)
     summary.check_conservation()
 
 

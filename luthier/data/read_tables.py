@@ -29,14 +29,32 @@ def read_table(detected: Detected, name: str) -> Iterator[Record]:
     number = 0
     try:
         for batch in _batches(detected, name):
-            for row in batch.to_pylist():
+            for row in _rows(batch):
                 number += 1
                 yield _record(name, number, row)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the machine's; pyarrow gives damaged pages no number
+            raise
         words = " ".join(str(error).split())[:160]
         raise DataError(
             f"{name}: broken {detected.container} after row {number}: {words}", hint="write it again"
         ) from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The rows of a batch; in place of one whose text is not UTF-8, the error (Parquet files may hold such text)."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for index in range(batch.num_rows):
+        try:
+            row = batch.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield error
+            continue
+        yield row
 
 
 def _batches(detected: Detected, name: str) -> Iterator[pa.RecordBatch]:
@@ -67,8 +85,10 @@ def _check_names(names: list[str], name: str) -> None:
         raise DataError(f"{name}: two columns are called {twice[0]!r}", hint="rename one of them")
 
 
-def _record(name: str, number: int, row: dict[str, Any]) -> Record:
+def _record(name: str, number: int, row: dict[str, Any] | UnicodeDecodeError) -> Record:
     try:
+        if isinstance(row, UnicodeDecodeError):
+            raise row
         value = {key: plain_value(cell) for key, cell in row.items()}
         digest = hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
     except (UnicodeError, ValueError, RecursionError) as error:

@@ -11,11 +11,12 @@ DONE = {"report": "reported", "redact": "redacted", "drop": "row set aside"}
 
 
 def check_sections(summary: PreparedSummary) -> list[Section]:
-    """Findings, groups (where asked for), balance and diversity, mixing (where it is on)."""
+    """Findings, groups (where asked for), balance and diversity, style, mixing (where it is on)."""
     sections = [
         Section("What the checks found", _findings(summary)),
         Section("Groups", _groups(summary)),
         Section("Balance and diversity", _balance(summary)),
+        Section("Style of the answers", _style(summary)),
         Section("Mixing", _mix(summary)),
     ]
     return [section for section in sections if section.html]
@@ -98,6 +99,15 @@ def _balance(summary: PreparedSummary) -> Html:
         if topics
         else "",
     )
+
+
+def _style(summary: PreparedSummary) -> Html:
+    signs = summary.checks.get("style", {}).get("signs", [])
+    rows = [
+        (one["sign"], one["profile"], one["wished"], "-" if one["share"] is None else f"{one['share']:.0%}")
+        for one in signs
+    ]
+    return table(("sign", "the answers have", "wished", "as wished"), rows) if rows else Html("")
 
 
 def _mix(summary: PreparedSummary) -> Html:

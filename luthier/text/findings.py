@@ -7,6 +7,7 @@ stored: a report that quotes what it found spreads it.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,10 @@ def keep_apart(found: Iterable[Finding]) -> list[Finding]:
     """The findings in order of place without overlaps: of two that meet, the one that was found first stays."""
     kept: list[Finding] = []
     for finding in found:
-        if all(finding.end <= other.start or finding.start >= other.end for other in kept):
-            kept.append(finding)
-    return sorted(kept)
+        at = bisect(kept, finding)
+        if (not at or kept[at - 1].end <= finding.start) and (at == len(kept) or finding.end <= kept[at].start):
+            kept.insert(at, finding)
+    return kept
 
 
 def redact(text: str, findings: Sequence[Finding], names: dict[tuple[str, str], str]) -> str:

@@ -53,6 +53,11 @@ LINES = {
     "NaN": (b'{"messages": NaN}', "NaN is not JSON"),
     "a lone surrogate": (b'{"messages": "\\ud800"}', "surrogate"),
     "nested 100,000 deep": (b'{"a":' * 100_000, "nested too deep"),
+    "nothing but NUL bytes": (b"\x00" * 50, "not valid JSON"),
+    "the bytes of half a surrogate": (b'{"messages": "\xed\xa0\x80"}', "not UTF-8"),
+    "a duplicate key deep inside": (b'{"messages": [{"role": "user", "role": "assistant"}]}', "duplicate key"),
+    "a list nested 5,000 deep": (b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deep"),
+    "a carriage return where a line should end": (b'{"a": 1}\r{"a": 2}', "two JSON values"),
     "bytes of Latin-1": ('{"messages": "café"}'.encode("latin-1"), "not UTF-8"),
     "a number of 5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "a whole number beyond 64 bits, beside the turns": (

@@ -43,6 +43,7 @@ ERRORS = {
     "white space only": ("a.jsonl", b" \n\n \t\n", "white space"),
     "utf-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "iconv"),
     "utf-16 without mark": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-le"), "UTF-16"),
+    "utf-16, high byte first": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-be"), "iconv -f UTF-16BE"),
     "utf-32": ("a.csv", "text,label\na,b\n".encode("utf-32"), "UTF-32"),
     "html page": ("a.jsonl", b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
     "html in capitals": ("a.csv", b"\n <HTML><head>", "HTML"),
@@ -58,6 +59,18 @@ ERRORS = {
     "xz cut off": ("a.jsonl.xz", lzma.compress(os.urandom(5000).hex().encode())[:-900], "cut off"),
     "gz bomb": ("a.jsonl.gz", gzip.compress(b"a" * (40 << 20)), "bomb"),
     "parquet cut off": ("a.parquet", b"PAR1" + b"x" * 100, "broken parquet"),
+    "parquet whose footer claims 1 GB": (
+        "a.parquet",
+        b"PAR1" + b"x" * 100 + (1 << 30).to_bytes(4, "little") + b"PAR1",
+        "broken parquet",
+    ),
+    "arrow whose header claims 1 GB": (
+        "a.arrow",
+        b"\xff\xff\xff\xff" + (1 << 30).to_bytes(4, "little") + b"x" * 100,
+        "broken arrow",
+    ),
+    "zip named .gz": ("a.jsonl.gz", b"PK\x03\x04" + b"x" * 50, "zip"),
+    "text sequence with record marks": ("a.json", b'\x1e{"a": 1}\n', "not JSON"),
     "json array cut off": ("a.json", b'[{"a": 1}, {"a": 2}', "breaks off"),
     "json array with trailing comma": ("a.json", b'[{"a": 1},]', "breaks off"),
     "json array, bad element": ("a.json", b'[{"a": 1},\n{"a": oops}]', "a.json:2"),
@@ -245,6 +258,20 @@ def test_tables_and_their_broken_rows(tmp_path):
         quarantine = Quarantine()
         quarantine.add(records[1], "x")
         assert json.loads(retrieve(quarantine.entries[0], tmp_path)) == records[1].value
+
+
+def test_damaged_pages_are_named_and_text_that_is_not_utf8_costs_its_row_alone(tmp_path):
+    table = pa.table({"prompt": [f"a question {i}" for i in range(60)], "completion": ["a"] * 60})
+    pq.write_table(table, tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[40:120] = b"\xff" * 80
+    with pytest.raises(DataError, match="broken parquet"):
+        read(write(tmp_path, "a.parquet", bytes(data)))
+    raw = pa.array([b"good", b"caf\xe9", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": raw, "completion": ["a", "b", "c"]}), tmp_path / "b.parquet")
+    records = read(tmp_path / "b.parquet")
+    assert [bool(one.problem) for one in records] == [False, True, False] and "utf-8" in records[1].problem
+    assert records[2].value == {"prompt": "fine", "completion": "c"}
 
 
 def test_change_during_reading_is_noticed(tmp_path):

@@ -276,3 +276,22 @@ def test_quoted_evaluation_items_leave_training(tmp_path):
     assert [(e.line, e.reason) for e in read_quarantine(tmp_path / "out" / "quarantine.jsonl")] == [
         (61, "quotes an evaluation item")
     ]
+
+
+def test_the_style_of_the_answers_stands_beside_the_wished_one(tmp_path):
+    formal = "The parcel is sent again. It arrives in three days."
+    casual = "Hey, I'm on it!\n- we'll resend it\n- you're all set"
+    rows = [{"prompt": text, "completion": casual if i % 4 == 0 else formal} for i, text in enumerate(texts(80))]
+    write(tmp_path, rows)
+    wish = {"words": (5, 30), "person": "third", "formality": "formal", "bullets": "never", "max_reading_grade": 6}
+    summary = run(tmp_path, style=wish)
+    signs = {one["sign"]: one for one in summary.checks["style"]["signs"]}
+    assert signs["words"]["share"] == signs["reading grade"]["share"] == 1.0
+    assert all(0.6 < signs[name]["share"] < 0.9 for name in ("person", "formality", "bullets"))
+    assert sum(w.startswith("style: ") for w in summary.warnings) == 3
+    assert "Style of the answers" in (tmp_path / "out" / "report.html").read_text()
+    assert not any(w.startswith("style: ") for w in run(tmp_path, style=wish | {"min_share": 0.5}).warnings)
+    with pytest.raises(DataError, match="as wished in person"):
+        run(tmp_path, style=wish | {"policy": "refuse"})
+    free = run(tmp_path).checks["style"]["signs"]
+    assert [one["share"] for one in free] == [None] * 5 and "third 7" in free[1]["profile"]

@@ -60,7 +60,7 @@ def _read(row: dict[str, Any], mapping: Mapping, needs_answer: bool) -> Content:
     best, worst = places.index(min(places)), places.index(max(places))
     if best == worst:
         raise RowError("all answers have the same rank: none is better")
-    sides = [({"role": "assistant", "content": texts[place]},) for place in (best, worst)]
+    sides: list[tuple[Message, ...]] = [({"role": "assistant", "content": texts[place]},) for place in (best, worst)]
     content = compared(row, mapping, read_prompt(row, mapping), *sides)
     return Content(content.messages, rejected=content.rejected, beside=(name,) if len(listed) > 2 else ())
 
