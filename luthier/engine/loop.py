@@ -28,7 +28,7 @@ from luthier.engine.averages import MovingAverage, mean_of, moving_average_of, p
 from luthier.engine.evaluation import DevSplit, StopAsked
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
 from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, batches_of
-from luthier.engine.memory import PeakMemory, held_bytes
+from luthier.engine.memory import KeptMemory, PeakMemory, held_bytes
 from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
 from luthier.engine.param_groups import parameter_groups
@@ -98,6 +98,7 @@ class _Run:
     profiler: StepProfiler | None = None
     notice: Callable[[str], None]
     rehearsal: Rehearsal | None = None
+    kept: KeptMemory | None = None
     startup_s: float | None = None
 
     def __init__(
@@ -207,6 +208,8 @@ class _Run:
         self.rehearsal = self.attempts.run(
             lambda max_tokens: rehearser.rehearse(self.train_set, micro, self.make_batch, self.peak, max_tokens)
         )
+        if self.rehearsal is not None:
+            self.kept = KeptMemory(self.device, self.rehearsal.peak_bytes, self.rehearsal.grown_bytes)
         if self.rehearsal is not None and self.state.max_tokens != limit:
             self.state.max_tokens = self.rehearsal.num_tokens  # nothing larger than what has been seen to fit
         self.dev.rehearse(self.attempts, self.rehearsal)
@@ -272,6 +275,8 @@ class _Run:
         return figures
 
     def _between_micro_batches(self) -> None:
+        if self.kept is not None:
+            self.kept.hold()
         if self._stop_asked():
             raise StopAsked
 

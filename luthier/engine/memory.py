@@ -17,11 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import TrainError
+from luthier.kernels.allocator import release_freed_memory
 
 # c10's allocator, C++'s, cuBLAS': none of them has a Python type of its own.
 _PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 # The whole of what oneDNN says when it finds no room for a kernel or its scratch space (seen under RLIMIT_AS).
 _ONEDNN = ("could not create a primitive", "could not execute a primitive")
+
+
+# Freed memory may stand beside the rehearsed peak up to this many times what the rehearsal took (see KeptMemory).
+KEPT_SHARE = 2.0
 
 
 class OutOfMemory(TrainError):
@@ -134,6 +139,23 @@ class PeakMemory:
     def overall_bytes(self) -> int:
         """Since this object was made and before, whatever `start` forgot."""
         return max(self._before, self.peak_bytes)
+
+
+class KeptMemory:
+    """Holds a run to what its rehearsal promised: freed memory that the process keeps for the next step is handed back
+    once resident memory stands KEPT_SHARE times the rehearsal's own need above the rehearsed peak.
+
+    peak_bytes, grown_bytes: of the rehearsal. On a CPU only; elsewhere torch's own allocator sees to it.
+    """
+
+    def __init__(self, device: torch.device, peak_bytes: int, grown_bytes: int) -> None:
+        self.limit_bytes = peak_bytes + int(KEPT_SHARE * grown_bytes) if device.type == "cpu" else None
+
+    def hold(self) -> bool:
+        """Looks, between two micro-batches; True when memory was handed back."""
+        if self.limit_bytes is None or (_status_bytes("VmRSS:") or 0) <= self.limit_bytes:
+            return False
+        return release_freed_memory()
 
 
 def _status_bytes(field: str) -> int | None:

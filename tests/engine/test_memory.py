@@ -245,6 +245,34 @@ def test_peak_is_that_of_the_interval_where_the_kernel_allows_it():
     assert peak.peak_bytes - peak.start_bytes >= 50 << 20 and peak.overall_bytes >= overall
 
 
+KEEPING = """
+import json, os, torch
+from luthier.engine.memory import KeptMemory
+from luthier.kernels.allocator import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+keeps, cpu, before = keep_freed_memory(), torch.device("cpu"), resident()
+blocks = [(torch.ones(2 << 20), torch.ones(3000)) for _ in range(40)]
+pins = [small for _, small in blocks]
+del blocks
+kept, wide, narrow = resident(), KeptMemory(cpu, before, 1 << 30), KeptMemory(cpu, before, 1 << 20)
+print(json.dumps([keeps, before, kept, wide.hold(), narrow.hold(), resident()]))
+"""
+
+
+def test_freed_memory_is_kept_up_to_a_limit_and_then_handed_back():
+    """320 MiB of freed blocks between small ones that stay: within the limit they stand, above it they go."""
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    keeps, before, kept, wide, narrow, after = json.loads(done.stdout)
+    if not keeps:
+        pytest.skip("this C library keeps nothing")
+    assert kept - before > 250 << 20 and not wide
+    assert narrow and after - before < 60 << 20
+
+
 def test_what_is_held_from_step_to_step_adds_up():
     """Weights with frozen ones, gradients of what is trained, two moments and a step count."""
     model = small_model()
