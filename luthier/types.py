@@ -107,6 +107,18 @@ class RowSet(Protocol):
 
 
 @dataclass(frozen=True)
+class StepRows:
+    """The rows of one step. micro_batches: places in `rows`; none = there is nothing to learn from. num_tokens: of the
+    rows. figures: what is logged of how they came about.
+    """
+
+    rows: RowSet
+    micro_batches: Sequence[Sequence[int]]
+    num_tokens: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One packed, padding-free micro-batch (numpy int arrays, or torch tensors after `engine` moved them).
 
@@ -168,11 +180,15 @@ class MachineProfile:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `finish` is "stop" (a stop token came) or "length" (the cap came first)."""
+    """One sampled answer. `finish` is "stop" (a stop token came) or "length" (the cap came first). logps: natural log p
+    of each of `ids` under what it was drawn from; () when nothing was drawn (greedy), or nobody knows. Completions that
+    say the same are equal: these numbers may differ by rounding.
+    """
 
     text: str
     ids: tuple[int, ...]
     finish: Literal["stop", "length"]
+    logps: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Progress(Protocol):

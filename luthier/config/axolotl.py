@@ -339,7 +339,7 @@ def _rest(r: _Reader, key: str, value: Any) -> None:
         r.need_not(key, NOT_NEEDED.get(key) or str(needless))
     elif off and (key in LOST or key in REFUSED or prefixed):
         r.need_not(key, "off")
-    elif key == "rl" and accepts("loss.kind", value):
+    elif key == "rl" and value != "grpo" and accepts("loss.kind", value):  # its rewards there are Python
         r.keep(key, "loss.kind", value)
     elif key in REFUSED:
         r.refuse(key, REFUSED[key])

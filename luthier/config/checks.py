@@ -6,6 +6,7 @@ from __future__ import annotations
 from luthier.config.adapter_checks import adapter_problems
 from luthier.config.evaluate import EvaluateSpec
 from luthier.config.project import ProjectSpec
+from luthier.config.rollouts import RolloutsSpec
 
 Problem = tuple[str, str, str]
 
@@ -94,6 +95,42 @@ def _score_head_has_an_adapter(spec: ProjectSpec) -> list[Problem]:
     return [("adapter.method", words, "adapter.method: lora, without modules_to_save")]
 
 
+def _rewards_need_nothing_more(spec: ProjectSpec) -> list[Problem]:
+    """What the chosen rewards read must be there."""
+    named, problems = spec.rollouts.rewards, []
+    if "regex" in named and not spec.evaluate.graders.regex.pattern:
+        problems.append(("evaluate.graders.regex.pattern", "the reward regex has no pattern", "give one"))
+    compared = sorted({"json_exact", "json_field_accuracy"} & named.keys())
+    if compared and not (spec.data.json_fields or spec.data.json_schema):
+        words = f"{compared[0]} compares with answers that are JSON objects"
+        problems.append(("rollouts.rewards", words, "give data.json_fields or data.json_schema, or another reward"))
+    return problems
+
+
+def _rollouts_are_whole(spec: ProjectSpec) -> list[Problem]:
+    kind, rollouts = spec.loss.kind, spec.rollouts
+    if not spec.loss.is_online:
+        if rollouts == RolloutsSpec():
+            return []
+        return [("rollouts", f"loss.kind {kind} samples no answers", "drop the section, or choose loss.kind: grpo")]
+    if not rollouts.rewards:
+        words = f"loss.kind {kind} learns from rewards, and there is none"
+        return [("rollouts.rewards", words, "name one or more with their weights, e.g. {json_valid: 1.0}")]
+    if kind == "grpo" and rollouts.answers < 2:
+        words = "one answer to a prompt has no other to be compared with"
+        return [("rollouts.answers", words, "2 or more; 8 is usual")]
+    if spec.longest_row < 1:
+        words = f"{rollouts.max_new_tokens} leaves no room for a prompt in train.sequence_len {spec.train.sequence_len}"
+        return [("rollouts.max_new_tokens", words, "lower it, or raise train.sequence_len")]
+    if spec.adapter.lora_dropout:
+        words = "with dropout the answers would be learnt from under another model than the one that gave them"
+        return [("adapter.lora_dropout", words, "set it to 0")]
+    if spec.train.gradient_accumulation_steps != 1:
+        words = "a step of an online objective is as large as rollouts.prompts and rollouts.inner_batches say"
+        return [("train.gradient_accumulation_steps", words, "drop it")]
+    return []
+
+
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
     checks = (
@@ -106,6 +143,8 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _chunks_bring_new_tokens,
         _base_can_be_compared,
         _score_head_has_an_adapter,
+        _rollouts_are_whole,
+        _rewards_need_nothing_more,
         adapter_problems,
     )
     return [problem for check in checks for problem in check(spec)]

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from luthier.config.base import Spec
 
 Kind = Literal[
-    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress"
+    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress", "grpo"
 ]  # fmt: skip
-Sequences = Literal["turns", "documents", "pairs", "labelled", "scored", "scored_pairs"]
+Sequences = Literal["turns", "documents", "pairs", "labelled", "scored", "scored_pairs", "prompts"]
 
 _TOKENS = {"label_smoothing": 0.0, "neftune_alpha": 0.0, "kl_to_base": 0.0}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,14 +30,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reward": {"margin_column": None, "center_weight": 0.0},
     "classify": {"label_smoothing": 0.0},
     "regress": {},
+    "grpo": {"variant": "grpo", "clip_low": 0.2, "clip_high": None, "kl_to_base": 0.0},
 }  # fmt: skip
 """kind -> the keys that it reads, with their defaults."""
 SEQUENCES: dict[str, Sequences] = {
     "sft": "turns", "distill": "turns", "continued": "documents", "dpo": "pairs", "orpo": "pairs", "simpo": "pairs",
     "cpo": "pairs", "kto": "labelled", "reward": "scored_pairs", "classify": "scored", "regress": "scored",
+    "grpo": "prompts",
 }  # fmt: skip
 """kind -> what a row becomes for it (data/sequences.py)."""
 _WITH_SMOOTHING = ("sigmoid", "robust")
+VARIANTS = {
+    "dpo": ("sigmoid", "ipo", "hinge", "robust", "sigmoid_norm"),
+    "grpo": ("grpo", "dr_grpo", "dapo"),
+}  # fmt: skip
 
 
 class LossSpec(Spec):
@@ -46,7 +52,8 @@ class LossSpec(Spec):
     kind: Kind = "sft"
     """sft: cross entropy of the assistant's tokens. continued: of plain documents. distill: a teacher's distribution.
     dpo, orpo, simpo, cpo: preference pairs. kto: single answers marked good or bad. reward: a score head on pairs.
-    classify, regress: a score head on the answer as a class or a number."""
+    classify, regress: a score head on the answer as a class or a number. grpo: answers that the model gives itself
+    (section rollouts), rewarded."""
     earlier_turns: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the assistant turns before the last (sft, distill): 1 = all turns alike, 0 = the last turn only."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -55,12 +62,18 @@ class LossSpec(Spec):
     neftune_alpha: Annotated[float, Field(ge=0)] | None = None
     """Noise on the embeddings while training, NEFTune (5 is usual; 0 = none)."""
     kl_to_base: Annotated[float, Field(ge=0)] | None = None
-    """Weight of KL(tune || base) at every trained token (sft, continued): holds the tune near its base; 0 = off."""
+    """Weight of KL(tune || base) at every trained token (sft, continued, grpo): holds the tune near its base; 0 = off.
+    grpo estimates it from the sampled token alone."""
     chunk_overlap: Annotated[int, Field(ge=1)] | None = None
     """Tokens of a long document that the next chunk repeats as context, without loss (continued). Every token but the
     first carries loss exactly once."""
-    variant: Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm"] | None = None
-    """Form of dpo; sigmoid_norm is DPO on log-ratios per token."""
+    variant: Literal["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "grpo", "dr_grpo", "dapo"] | None = None
+    """Form of dpo (sigmoid_norm is DPO on log-ratios per token), or of grpo: grpo averages over the tokens of an answer
+    and divides advantages by the group's deviation; dr_grpo does neither, dapo averages over all tokens of a step."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """grpo: how far a token may become less likely in one round and still be pulled."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """grpo: how far it may become more likely; null = 0.28 for dapo, clip_low for the rest."""
     beta: Annotated[float, Field(gt=0)] | None = None
     """Strength of the preference term; for dpo and kto also how dear leaving the reference is."""
     reference: Literal["base", "none"] | None = None
@@ -102,6 +115,8 @@ class LossSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> LossSpec:
+        if self.variant not in (None, *VARIANTS.get(self.kind, ())):
+            raise ValueError(f"variant {self.variant} is none of {self.kind}: {', '.join(VARIANTS[self.kind])}")
         if self.kind == "dpo" and self.label_smoothing and self.variant not in _WITH_SMOOTHING:
             raise ValueError(
                 f"label_smoothing is not read by variant {self.variant} (only sigmoid and robust): drop it"
@@ -116,6 +131,16 @@ class LossSpec(Spec):
     def sequences(self) -> Sequences:
         """What a row becomes for this objective."""
         return SEQUENCES[self.kind]
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it learns from answers that the model gives while it is trained."""
+        return self.sequences == "prompts"
+
+    @property
+    def upper_clip(self) -> float:
+        """loss.clip_high, or what null means."""
+        return self.clip_high or (0.28 if self.variant == "dapo" else self.clip_low or 0.2)
 
     @property
     def is_plain(self) -> bool:
@@ -135,6 +160,8 @@ class LossSpec(Spec):
     @property
     def figures(self) -> tuple[str, ...]:
         """Dev figures that this loss tells beside itself and that can choose a checkpoint."""
+        if self.is_online:
+            return ("reward",)
         if self.kind in ("classify", "regress"):
             return ("accuracy",) if self.kind == "classify" else ("absolute_error",)
         return ("reward_accuracy", "reward_margin") if self.sequences in ("pairs", "labelled", "scored_pairs") else ()

@@ -7,6 +7,7 @@
   labelled      prompt + answer, the last turn carries loss (its companion is made when training: `Mismatched`)
   scored        the prompt as serving renders it; `scored_pairs`: both sides up to their stop token. Their last token
                 stands for the sequence
+  prompts       the prompt as serving renders it, to be answered while training (its last token is marked)
 A row that is no example of this kind raises RowError with the reason for the quarantine.
 """
 
@@ -160,11 +161,25 @@ def _scored_pairs(encoder: RowEncoder, row: Row) -> list[EncodedRow]:
 def _scored(encoder: RowEncoder, row: Row) -> list[EncodedRow]:
     if encoder.loss.kind == "regress":
         read_number(row.answer, "the answer")
+    return [_prompt(encoder, row)]
+
+
+def _prompt(encoder: RowEncoder, row: Row) -> EncodedRow:
     encoded = _last_turn(encoder, row)
     start = _last_span(encoded)[0]
     if start < 2:
         raise RowError("no prompt to read")
-    return [_at_end(EncodedRow(row.id, encoded.ids[:start], encoded.trained[:start]))]
+    return _at_end(EncodedRow(row.id, encoded.ids[:start], encoded.trained[:start]))
+
+
+def _prompts(encoder: RowEncoder, row: Row) -> list[EncodedRow]:
+    prompt, room = _prompt(encoder, row), encoder.sequence_len
+    if len(prompt.ids) > room:
+        raise RowError(
+            f"prompt beyond the window: {len(prompt.ids):,} tokens, and rollouts.max_new_tokens leaves {room:,} of "
+            "train.sequence_len"
+        )
+    return [prompt]
 
 
 _SHAPES: dict[str, Callable[[RowEncoder, Row], list[EncodedRow]]] = {
@@ -173,6 +188,7 @@ _SHAPES: dict[str, Callable[[RowEncoder, Row], list[EncodedRow]]] = {
     "pairs": _pairs,
     "labelled": _labelled,
     "scored": _scored,
+    "prompts": _prompts,
     "scored_pairs": _scored_pairs,
 }
 

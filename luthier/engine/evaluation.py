@@ -27,8 +27,8 @@ from luthier.types import Batch, Completion, Message, OnEval, Progress, RowSet, 
 
 
 class DevSplit:
-    """What a run asks its dev split. rows is None when there is none: then nothing is evaluated and the last step is
-    the best.
+    """What a run asks its dev split. rows: for the loss. Without them and without `on_eval` nothing is evaluated, and
+    the last step is the best.
 
     on_eval(step, make_sampler()) -> task metrics, where the caller wants any. stop: is asked at every batch and every
     sampled token; an evaluation that is cut off leaves no figure behind.
@@ -50,17 +50,26 @@ class DevSplit:
     ) -> None:
         self.model, self.loss, self.spec, self.make_batch, self.device = model, loss, spec, make_batch, device
         self.rows = rows if rows is not None and len(rows) else None
+        self.batches = [] if self.rows is None else plan_epoch(self.rows, spec.micro_batch_tokens, 0, 0)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to evaluate: rows for the loss, or what `on_eval` asks."""
+        return self.rows is not None or self.on_eval is not None
+
+    def check(self) -> None:
+        """Raises TrainError where a choice rests on figures that nobody measures."""
         needs_dev = {
-            "early_stopping_patience": spec.early_stopping_patience is not None,
-            "metric_for_best": spec.metric_for_best != "loss",
-            "average_checkpoints": spec.average_checkpoints is not None,
+            "early_stopping_patience": self.spec.early_stopping_patience is not None,
+            "metric_for_best": self.spec.metric_for_best != "loss",
+            "average_checkpoints": self.spec.average_checkpoints is not None,
         }
-        if self.rows is None and (asked := [f"train.{key}" for key, is_set in needs_dev.items() if is_set]):
+        asked = [f"train.{key}" for key, is_set in needs_dev.items() if is_set]
+        if asked and not self.is_measured:
             raise TrainError(
                 f"{' and '.join(asked)} need a dev split, and there is none",
                 hint=f"keep a dev split, or drop {' and '.join(asked)}",
             )
-        self.batches = [] if self.rows is None else plan_epoch(self.rows, spec.micro_batch_tokens, 0, 0)
 
     def rehearse(self, attempts: Attempts, rehearsed: Rehearsal | None) -> None:
         """Runs the heaviest dev batch once if it is larger than what was rehearsed: it needs no gradients."""
@@ -80,6 +89,8 @@ class DevSplit:
 
     def loss_figures(self, attempts: Attempts) -> dict[str, float] | None:
         """The same without the task metrics."""
+        if self.rows is None:
+            return {}
         return self._figures(self.batches, attempts, self.stop)
 
     def judge(self, state: RunState, record: dict[str, float]) -> None:

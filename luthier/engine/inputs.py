@@ -12,13 +12,13 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from luthier.config.train import TrainSpec
 from luthier.errors import TrainError
-from luthier.types import Batch, EncodedRow, RowSet
+from luthier.types import Batch, EncodedRow, RowSet, StepRows
 
 PlanEpoch = Callable[[Any, int, int, int], Sequence[Sequence[int]]]
 """(rows, budget in tokens, seed, epoch) -> row indices of each micro-batch, in order. Deterministic."""
@@ -79,6 +79,20 @@ class StepPlan:
             for place in range(index if now == epoch else 0, num_steps):
                 chosen = tuple(micro_batches[place * width : (place + 1) * width])
                 yield PlannedStep(now, place, place == num_steps - 1, chosen)
+
+
+class Supply(Protocol):
+    """Where the rows of a step come from, when they are not the training set's own: rows made by the model as it stands
+    (the training set is then what they are made from). Asked again for a step, it must give the same rows.
+    """
+
+    def rows_of(self, planned: PlannedStep, between: Callable[[], None]) -> StepRows:
+        """The rows of a step. between: to be called often; what it raises ends the work."""
+        ...
+
+    def heaviest(self) -> StepRows:
+        """One micro-batch as large as any may become."""
+        ...
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -27,7 +27,7 @@ from luthier.engine.attempts import Attempts
 from luthier.engine.averages import MovingAverage, mean_of, moving_average_of, put
 from luthier.engine.evaluation import DevSplit, StopAsked
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
-from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, batches_of
+from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, Supply, batches_of
 from luthier.engine.memory import KeptMemory, PeakMemory, held_bytes
 from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
@@ -37,14 +37,14 @@ from luthier.engine.rehearsal import Rehearser, heaviest
 from luthier.engine.run_log import RunLog, is_due
 from luthier.engine.schedule import learning_rate_at
 from luthier.engine.state import Average, Rehearsal, RunState, TrainResult, Waste
-from luthier.engine.step import StepFigures, UpdateRefused, train_step
+from luthier.engine.step import NO_STEP, StepFigures, UpdateRefused, train_step
 from luthier.engine.watchdog import Watchdog
 from luthier.errors import Interrupted, TrainError
 from luthier.losses.loss import Loss
 from luthier.store.lock import locked
 from luthier.store.metrics import MetricsLog
 from luthier.store.publish import digest_json
-from luthier.types import OnEval, Progress, RowSet, Sampler
+from luthier.types import OnEval, Progress, RowSet, Sampler, StepRows
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def train(
     began: float | None = None,
     notice: Callable[[str], None] | None = None,
     adapted: AdaptedModel | None = None,
+    supply: Supply | None = None,
 ) -> TrainResult:
     """Trains every parameter of `model` that requires a gradient and leaves the best checkpoint's weights in it.
 
@@ -78,7 +79,8 @@ def train(
     micro-batches, dev batches and sampled tokens: true = go back to the last whole step, save, raise Interrupted.
     rehearse: see `rehearsal.py`; it changes no result. began: time.perf_counter() when this session's work began, for
     the start-up time. notice: is told what the user should know (default: a logged warning). adapted: the method's
-    handle, which may set rates and act around an update.
+    handle, which may set rates and act around an update. supply: makes each step's rows from those of `train_set` that
+    are planned for it (default: these rows themselves).
 
     Raises TrainError for nothing to train, a changed guard, numbers that are not finite too often, a tensor without
     gradients and a single row that does not fit in memory; SaveFailed when a checkpoint cannot be written;
@@ -86,7 +88,8 @@ def train(
     """
     run = _Run(model, loss, spec, train_set, dev_set, make_batch, plan_epoch, Path(run_dir), guard or {}, stop, adapted)
     run.dev.on_eval, run.dev.make_sampler = on_eval, make_sampler
-    run.progress, run.profiler = progress, profiler
+    run.dev.check()
+    run.progress, run.profiler, run.supply = progress, profiler, supply
     run.began, run.notice = run.began if began is None else began, notice or log.warning
     return run.go(rehearse=rehearse)
 
@@ -100,6 +103,7 @@ class _Run:
     rehearsal: Rehearsal | None = None
     kept: KeptMemory | None = None
     startup_s: float | None = None
+    supply: Supply | None = None
 
     def __init__(
         self,
@@ -204,9 +208,13 @@ class _Run:
         """The heaviest micro-batch of training, and of the dev split if that is larger: once, without a trace."""
         before_s, began, limit = self.state.recompute_s, time.perf_counter(), self.state.max_tokens
         rehearser = Rehearser(self.model, self.loss, self.parameters, self.optimizer)
-        micro = heaviest(self.train_set, self.plan.fullest, self.make_batch)
+        if self.supply is None:
+            rows, micro = self.train_set, heaviest(self.train_set, self.plan.fullest, self.make_batch)
+        else:
+            made = self.supply.heaviest()
+            rows, micro = made.rows, made.micro_batches[0]
         self.rehearsal = self.attempts.run(
-            lambda max_tokens: rehearser.rehearse(self.train_set, micro, self.make_batch, self.peak, max_tokens)
+            lambda max_tokens: rehearser.rehearse(rows, micro, self.make_batch, self.peak, max_tokens)
         )
         if self.rehearsal is not None:
             self.kept = KeptMemory(self.device, self.rehearsal.peak_bytes, self.rehearsal.grown_bytes)
@@ -234,27 +242,39 @@ class _Run:
             if self.profiler is not None:
                 self.profiler.begin()
             began = self.attempts.clock_s()
-            figures = self._take(planned)
+            given, figures = self._take(planned)
             took_s = self.attempts.clock_s() - began
             if self.profiler is not None:
                 held = held_bytes(self.model, self.parameters.values(), self.optimizer)
                 self.profiler.end(figures, took_s, held, self.peak.peak_bytes)
-            state.advance(planned, figures, self.plan.row_tokens(planned), took_s)
-            self.log.step(state, figures, took_s)
+            state.advance(planned, figures, given.num_tokens, took_s)
+            self.log.step(state, figures, took_s, given.figures)
             last = planned.ends_epoch or state.step == self.plan.total_steps
-            if self.dev.rows is not None and (last or is_due(self.spec.eval_steps, state.step)):
+            if self.dev.is_measured and (last or is_due(self.spec.eval_steps, state.step)):
                 self._evaluate()
             if last or is_due(self.spec.save_steps, state.step) or state.step in self._needed_later():
                 self._save()
 
-    def _take(self, planned: PlannedStep) -> StepFigures:
+    def _take(self, planned: PlannedStep) -> tuple[StepRows, StepFigures]:
+        put_back = generators.remember()
+        try:
+            given = self._rows_of(planned)
+            return given, self._update(given) if given.micro_batches else NO_STEP
+        except StopAsked:
+            put_back()
+            self._interrupt()
+
+    def _rows_of(self, planned: PlannedStep) -> StepRows:
+        if self.supply is None:
+            return StepRows(self.train_set, planned.micro_batches, self.plan.row_tokens(planned))
+        return self.supply.rows_of(planned, self._between_micro_batches)
+
+    def _update(self, given: StepRows) -> StepFigures:
         number, rate = self.state.step + 1, learning_rate_at(self.state.step, self.plan.total_steps, self.spec)
         parameters = list(self.parameters.values())
 
-        put_back = generators.remember()
-
         def window(max_tokens: int | None) -> StepFigures:
-            batches = batches_of(self.train_set, planned.micro_batches, self.make_batch, self.device, max_tokens)
+            batches = batches_of(given.rows, given.micro_batches, self.make_batch, self.device, max_tokens)
             return train_step(
                 self.model, self.loss, parameters, self.optimizer, batches,
                 step=number, learning_rate=rate, spec=self.spec,
@@ -266,9 +286,6 @@ class _Run:
             figures = self.attempts.run(window)
         except UpdateRefused as refused:
             return self.updates.refuse(refused)
-        except StopAsked:
-            put_back()
-            self._interrupt()
         self.updates.made(figures)
         self.adapted.after_update(number, self.plan.total_steps)
         self.average.update(self.state.num_updates)
@@ -306,7 +323,9 @@ class _Run:
         record = self.dev.evaluate(self.state.step, self.attempts)
         with self.average.in_place():
             beside = None if record is None else self.dev.loss_figures(self.attempts)
-        return None if record is None or beside is None else {**record, "ema_loss": beside["loss"]}
+        if record is None or beside is None:
+            return None
+        return {**record, **{f"ema_{name}": beside[name] for name in ("loss",) if name in beside}}
 
     def _needed_later(self) -> set[int]:
         """Steps whose checkpoints must stay until the end."""

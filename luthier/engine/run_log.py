@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from luthier.config.train import TrainSpec
@@ -11,6 +12,9 @@ from luthier.engine.step import StepFigures
 from luthier.engine.trackers import Trackers
 from luthier.store.metrics import MetricsLog
 from luthier.types import Progress
+
+SHOWN = ("reward", "kl", "answer_tokens")
+"""Figures beside the loss that the bar has room for."""
 
 
 class RunLog:
@@ -28,20 +32,30 @@ class RunLog:
         self.spec, self.total_steps, self.metrics, self.progress = spec, total_steps, metrics, progress
         self.trackers = Trackers(spec.trackers, run_dir, spec.model_dump(mode="json"), identity)
         self.session_tokens, self.session_s = 0, 0.0
+        self.shown: dict[str, float] = {}
 
-    def step(self, state: RunState, figures: StepFigures, took_s: float) -> None:
-        """Shows one step, and logs the mean since the last logged one when that is due."""
+    def step(self, state: RunState, figures: StepFigures, took_s: float, made: Mapping[str, float]) -> None:
+        """Shows one step, and logs the mean since the last logged one when that is due. made: figures of how its rows
+        came about, where they were made for it; always logged.
+        """
+        if made:
+            self._write("rollout", state, dict(made))
+            self.shown = {name: made[name] for name in SHOWN if name in made}
         self.session_tokens += figures.num_tokens
         self.session_s += took_s
         tokens_per_s = self.session_tokens / max(self.session_s, 1e-9)
         if self.progress is not None:
             left_s = state.seconds / state.step * (self.total_steps - state.step)
-            self.progress(state.step, self.total_steps, loss=figures.loss, tokens_per_s=tokens_per_s, eta_s=left_s)
+            also = {**self.shown, **{n: figures.sums[n] / figures.num_units for n in SHOWN if n in figures.sums}}
+            self.progress(
+                state.step, self.total_steps, loss=figures.loss, **also, tokens_per_s=tokens_per_s, eta_s=left_s
+            )
         if not is_due(self.spec.logging_steps, state.step) and state.step != self.total_steps:
             return
+        units = state.window_units or 1.0  # none: every step of the window had nothing to learn from
         record = {
-            "loss": state.window_loss_sum / state.window_units,
-            **{name: value / state.window_units for name, value in state.window_sums.items()},
+            "loss": state.window_loss_sum / units,
+            **{name: value / units for name, value in state.window_sums.items()},
             "grad_norm": figures.grad_norm,
             "learning_rate": learning_rate_at(state.step - 1, self.total_steps, self.spec),
             "num_tokens": state.num_tokens,

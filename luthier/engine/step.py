@@ -42,6 +42,10 @@ class StepFigures:
     sums: Mapping[str, float] = field(default_factory=dict)
 
 
+NO_STEP = StepFigures(0.0, 0.0, 0, 0, 0, 0.0)
+"""Of a step that had nothing to learn from: no update."""
+
+
 class UpdateRefused(TrainError):
     """A step whose gradients were not let to the weights. figures: its own, as they were; row_ids: what it is blamed
     on, the micro-batch with the highest loss first."""

@@ -123,7 +123,7 @@ def _curves(project: Project, opened: OpenBase, prepared: Stage, folder: Path) -
             for r in records
             if r["kind"] == "train" and math.isfinite(r["loss"])
         ),
-        dev=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "dev"),
+        dev=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "dev" and "loss" in r),
         num_rows=prepared.facts["splits"]["train"],
         num_epochs=train.num_epochs,
         learning_rate=train.learning_rate,

@@ -109,6 +109,11 @@ def _notes(project: Project, shapes: Shapes, target: MachineProfile) -> list[str
             f"{shapes.model_type or 'this architecture'} runs through transformers, never in int8: more memory, and "
             "slower; its layers are counted as if they were llama's, so all figures are rough"
         )
+    if project.spec.loss.is_online:
+        notes.append(
+            f"loss.kind {project.spec.loss.kind} learns from answers that it samples: data, steps and time count the "
+            "prompts alone"
+        )
     if project.spec.train.eval_task_rows:
         notes.append("answers to dev rows (train.eval_task_rows) are not in the time")
     return notes

@@ -53,7 +53,7 @@ def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | No
     ]
     wanted = {
         "data": data.model_dump(mode="json"),
-        "sequence_len": project.spec.train.sequence_len,
+        "sequence_len": project.spec.longest_row,
         "rows_become": rows_become(project.spec.loss),
     }
     if tokenizer is not None:
@@ -143,7 +143,7 @@ def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
         raise DataError(f"data.train: no usable row in {', '.join(one.name for one in sources)}", hint=_LOOK)
     rows = f"{len(sample.lengths)} of about {sample.num_rows:,.0f} rows"
     source = f"estimated on {rows} ({', '.join(sorted(sample.how))}), before duplicates are removed"
-    source += _without_long_rows(sample, project.spec.train.sequence_len, data.over_length)
+    source += _without_long_rows(sample, project.spec.longest_row, data.over_length)
     shares = data.split.train + data.split.dev if data.test else 1.0
     num_train = max(1, round(sample.num_rows * data.split.train / max(1e-9, shares)))
     dev_share = data.split.dev / max(1e-9, data.split.train)
@@ -188,7 +188,7 @@ def _num_packs(lengths: Sequence[int], num_rows: int, budget: int) -> int:
 
 def _codec(project: Project, tokenizer: Tokenizer | None) -> RowEncoder | None:
     try:
-        longest = project.spec.train.sequence_len
+        longest = project.spec.longest_row
         return None if tokenizer is None else RowEncoder(ChatCodec(tokenizer), project.spec.loss, longest)
     except LuthierError:  # training will say what is wrong with the template; a plan can do without
         return None

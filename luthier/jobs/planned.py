@@ -22,8 +22,10 @@ HEADERS = ("", "planned", "measured", "measured / planned")
 
 
 def plan_ahead(project: Project, base: Path, prepared: Path, machine: MachineProfile | None) -> dict[str, Any] | None:
-    """peak_bytes, total_s and usd of the run as planned; None for a base or a machine that the plan does not know."""
-    if machine is None:
+    """peak_bytes, total_s and usd of the run as planned; None for a base or a machine that the plan does not know, and
+    for an online run: nobody knows how long it will sample.
+    """
+    if machine is None or project.spec.loss.is_online:
         return None
     try:
         workload = count_workload(project, prepared)

@@ -14,8 +14,10 @@ def practice_lines(facts: dict[str, Any]) -> list[str]:
 def _average(average: dict[str, Any] | None) -> str:
     if average is None:
         return ""
+    figures = average["figures"]
+    name = "loss" if "loss" in figures else "reward"
     outcome = "it is kept" if average["kept"] else "the best checkpoint is better and is kept"
     return (
         f"mean of {len(average['steps'])} checkpoints (steps {', '.join(map(str, average['steps']))}): "
-        f"dev loss {average['figures']['loss']:.5f}; {outcome}"
+        f"dev {name} {figures[name]:.5f}; {outcome}"
     )

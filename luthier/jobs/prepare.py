@@ -32,7 +32,7 @@ def prepare(project: Project) -> None:
 
 def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     """Prepares the data (or reuses what stands) and says what happened to the rows."""
-    data, sequence_len = project.spec.data, project.spec.train.sequence_len
+    data, sequence_len = project.spec.data, project.spec.longest_row
     files = _files(data, project.folder)
     inputs = {
         "data": data.model_dump(mode="json"),

@@ -36,10 +36,13 @@ def _data(prepared: Stage) -> Section:
 
 def _training(trained: Stage) -> Section:
     records = MetricsLog(trained.folder / "metrics.jsonl").read()
-    curves = {
-        "training loss": [(r["step"], r["loss"]) for r in records if r["kind"] == "train"],
-        "dev loss": [(r["step"], r["loss"]) for r in records if r["kind"] == "dev"],
-    }
+    rounds = [(r["step"], r["reward"]) for r in records if r["kind"] == "rollout"]
+    if rounds:  # an online run: its loss is near 0 whatever it learns
+        held_out = [(r["step"], r["reward"]) for r in records if r["kind"] == "dev" and "reward" in r]
+        curves, unit = {"reward of a round": rounds, "held-out reward": held_out}, "reward"
+    else:
+        losses = {kind: [(r["step"], r["loss"]) for r in records if r["kind"] == kind] for kind in ("train", "dev")}
+        curves, unit = {"training loss": losses["train"], "dev loss": losses["dev"]}, "loss (nats per token)"
     facts = trained.facts
     figures = [
         ("steps", facts["steps"]),
@@ -49,7 +52,7 @@ def _training(trained: Stage) -> Section:
         ("trainable parameters", f"{facts['num_trainable']:,} ({100 * facts['share_trainable']:.2f}%)"),
         ("peak memory", f"{facts['peak_bytes'] / 2**30:.2f} GiB"),
     ]
-    chart = lines({k: v for k, v in curves.items() if v}, x_label="optimizer step", y_label="loss (nats per token)")
+    chart = lines({k: v for k, v in curves.items() if v}, x_label="optimizer step", y_label=unit)
     spent = waste_rows(facts)
     ahead = planned.planned_rows(facts)
     tables = (table(planned.HEADERS, ahead) if ahead else "") + (table(HEADERS, spent) if spent else "")

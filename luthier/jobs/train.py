@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,37 @@ from luthier.adapters.score_head import save_score_head
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
-from luthier.data.pack import epoch_batches, make_batch
+from luthier.data.pack import make_batch
 from luthier.data.stored import read_rows
 from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
 from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, TemplateError
-from luthier.evaluate.cases import cases_from_rows
-from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs import console
+from luthier.jobs.course import open_course
 from luthier.jobs.device import choose_device, devices_of
-from luthier.jobs.held_out import held_out_before, ranking
-from luthier.jobs.local import OpenBase, open_base, sampler_of, set_threads
+from luthier.jobs.held_out import ranking
+from luthier.jobs.local import OpenBase, open_base, set_threads
 from luthier.jobs.machine import describe
-from luthier.jobs.objective import (
-    Examples,
-    check_objective,
-    open_objective,
-    read_examples,
-)
+from luthier.jobs.objective import Examples, check_objective, read_examples
+from luthier.jobs.online import online_inputs, reward_line
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.practice import practice_lines
-from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
+from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.profile import tell_nothing_to_profile, tell_profile
-from luthier.jobs.session import Session, adapt, dtype_of_run, open_cache, open_profiler, probe_machine
-from luthier.jobs.sharing import choose_batches
+from luthier.jobs.session import Session, adapt, dtype_of_run, open_profiler, probe_machine
 from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.stopping import stop_flag, stop_here
 from luthier.jobs.waste import waste_line
 from luthier.models.int8 import load_frozen
 from luthier.models.other import TransformersModel
-from luthier.models.packed import PackedModel
 from luthier.plan.linears import OWN_MODELS
 from luthier.plan.trainable import trainable
 
 VERSION = 1
-_KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints")
+_KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints", "rollouts")
 _SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 
@@ -89,6 +81,7 @@ def train_stage(
         "model": spec.model.model_dump(mode="json", include={"dtype"}),
         "base": opened.base.digest,
         "prepared": prepared.digest,
+        **online_inputs(project),
     }
     work = stage_folder(project, "train", VERSION, inputs).with_suffix(".work")
     session = Session(project, opened, prepared, work, inputs, profile, began)
@@ -109,7 +102,8 @@ def train_stage(
     facts = stage.facts
     console.line(
         f"{facts['steps']} steps, {facts['tokens']:,} tokens ({facts['trained_tokens']:,} trained) in "
-        f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, dev loss {facts['dev_loss']}; "
+        f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, "
+        f"{reward_line(facts) or 'dev loss ' + str(facts['dev_loss'])}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
     for found in practice_lines(facts):
@@ -151,8 +145,7 @@ def _prove_mask(opened: OpenBase, prepared: Stage) -> dict[str, Any]:
 def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[TrainResult, dict[str, Any]]:
     project, opened, prepared, spec = session.project, session.opened, session.prepared, session.project.spec
     set_threads(project)
-    device = choose_device(spec.train.device)
-    console.line(f"training on {device}")
+    console.line(f"training on {(device := choose_device(spec.train.device))}")
     machine = probe_machine(session)
     dtype = dtype_of_run(session, machine)
     if machine is not None:
@@ -168,29 +161,30 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
         dtype = "float32"  # as its note says; the record must not claim int8
     adapted = adapt(session, model, sample)
     profiler = open_profiler(session, model, machine)
-    cache = open_cache(session, model, examples)
-    lay_out = choose_batches(spec, model, examples.train) if cache is None else make_batch
-    objective = open_objective(project, opened, prepared, adapted, examples, lay_out, dtype)
-    before = held_out_before(session, adapted.model, objective, examples)
-    with console.progress_bar("training") as progress, stop_flag() as stop:
+    with (
+        open_course(session, model, adapted, examples, dtype) as course,
+        console.progress_bar("training") as progress,
+        stop_flag() as stop,
+    ):
         result = train_loop(
             model,
-            objective.loss,
-            spec.train,
+            course.objective.loss,
+            course.spec,
             train_set=examples.train,
-            dev_set=examples.dev,
-            make_batch=objective.lay_out,
-            plan_epoch=epoch_batches,
+            dev_set=course.dev_set,
+            make_batch=course.objective.lay_out,
+            plan_epoch=course.plan_epoch,
             run_dir=session.work,
-            on_eval=_task_metrics_on_dev(project, prepared),
-            make_sampler=lambda: _sampler(model, opened, project),
-            guard={**session.guard, **objective.guard},
+            on_eval=course.on_eval,
+            make_sampler=course.make_sampler,
+            guard={**session.guard, **course.objective.guard},
             progress=progress,
             stop=stop,
             profiler=profiler,
             began=session.began,
             notice=console.warn,
             adapted=adapted,
+            supply=course.supply,
         )
         stop_here(stop())
     if profiler is not None:
@@ -198,13 +192,13 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
     _save(session, adapted, examples, adapter_folder)
     return result, {
         "loss": spec.loss.kind,
-        "dev_before": before,
-        "ranking": ranking(session, adapted, objective, examples),
+        "dev_before": course.before,
+        "ranking": ranking(session, adapted, course.objective, examples),
         "num_trainable": adapted.num_trainable,
         "share_trainable": adapted.share_trainable,
         "dtype": dtype,
         "device": dataclasses.asdict(device) | {"tensors": devices_of((*model.parameters(), *model.buffers()))},
-        "cached_rows": None if cache is None else cache.figures(),
+        "cached_rows": None if course.cache is None else course.cache.figures(),
         "machine": None if machine is None else dataclasses.asdict(machine),
         "planned": planned,
     }
@@ -216,24 +210,10 @@ def _save(session: Session, adapted: AdaptedModel, examples: Examples, folder: P
         save_score_head(adapted.model, folder, examples.classes)
 
 
-def _sampler(model: PackedModel, opened: OpenBase, project: Project) -> Any:
-    return sampler_of(model, opened.codec, "in training", batch_size=project.spec.evaluate.batch_size)
-
-
-def _task_metrics_on_dev(project: Project, prepared: Stage) -> Callable[[int, Any], dict[str, float]] | None:
-    """Grades answers to the first train.eval_task_rows dev rows at each evaluation."""
-    num_rows = project.spec.train.eval_task_rows
-    if not num_rows:
-        return None
-    schema, spec = schema_of(project), evaluate_spec(project)
-    cases = cases_from_rows(read_rows(prepared.folder, "dev")[:num_rows], schema)
-    return lambda step, sampler: dev_metrics(sampler, cases, spec, schema)
-
-
 def _figures(result: TrainResult) -> dict[str, Any]:
-    losses = {record["step"]: record["loss"] for record in result.history}
+    best = next((record for record in result.history if record["step"] == result.best_step), {})
     average = result.average
-    loss = average.figures["loss"] if average is not None and average.kept else losses.get(result.best_step)
+    loss = (average.figures if average is not None and average.kept else best).get("loss")
     return {
         "status": result.status,
         "steps": result.steps,

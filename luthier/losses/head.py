@@ -95,6 +95,23 @@ def token_logps(model: Any, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
     def part(hidden: Tensor, place: slice) -> Tensor:
         return -F.cross_entropy(model.head(hidden).float(), targets_K[place], reduction="none")
 
+    return _each_in_slices(model, part, hidden_KD)
+
+
+def policy_logps(model: Any, hidden_KD: Tensor, targets_K: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same from logits divided by `temperature`, and the entropy at each position, (K,) in nats, detached."""
+    entropies: list[Tensor] = []
+
+    def part(hidden: Tensor, place: slice) -> Tensor:
+        logps_KV = F.log_softmax(model.head(hidden).float() / temperature, dim=-1)
+        entropies.append(-(logps_KV.detach().exp() * logps_KV.detach()).sum(-1))
+        return logps_KV.gather(1, targets_K[place][:, None])[:, 0]
+
+    logps_K = _each_in_slices(model, part, hidden_KD)
+    return logps_K, torch.cat(entropies)
+
+
+def _each_in_slices(model: Any, part: Part, hidden_KD: Tensor) -> Tensor:
     num_rows = _rows_of_a_slice(model, len(hidden_KD))
     if len(hidden_KD) <= num_rows:
         return part(hidden_KD, slice(None))

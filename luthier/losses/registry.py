@@ -11,6 +11,7 @@ from collections.abc import Callable
 from luthier.config.loss import LossSpec
 from luthier.losses.kto import make_kto
 from luthier.losses.loss import Loss, Objective
+from luthier.losses.policy import make_grpo
 from luthier.losses.preference import make_cpo, make_dpo, make_orpo, make_simpo
 from luthier.losses.scores import ClassifyLoss, RegressLoss, make_reward
 from luthier.losses.sft import sft_loss_sum
@@ -56,6 +57,7 @@ LOSSES: dict[str, Callable[[LossSpec, SecondModel | None], Loss]] = {
     "reward": lambda spec, _: make_reward(spec),
     "classify": lambda spec, _: ClassifyLoss(spec.label_smoothing or 0.0),
     "regress": lambda spec, _: RegressLoss(),
+    "grpo": lambda spec, _: make_grpo(spec),
 }
 
 

@@ -39,6 +39,7 @@ class _Row:
     prompt: list[int]
     rng: random.Random
     ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
     finish: str = ""
 
 
@@ -157,7 +158,8 @@ class LocalSampler:
 
     def _completion(self, row: _Row) -> Completion:
         text_ids = row.ids[:-1] if row.finish == "stop" else row.ids
-        return Completion(self.decode(text_ids), tuple(row.ids), "stop" if row.finish == "stop" else "length")
+        finish = "stop" if row.finish == "stop" else "length"
+        return Completion(self.decode(text_ids), tuple(row.ids), finish, tuple(row.logps))
 
     def score(self, pairs: Sequence[tuple[Sequence[Message], str]]) -> list[list[float]]:
         """Natural log p of every answer token, its stop token included, per (prompt, answer)."""
@@ -233,7 +235,9 @@ class _Run:
 
 
 def _choose(logits_NV: torch.Tensor, rows: Sequence[_Row], temperature: float) -> list[int]:
-    """Greedy (the lowest id wins a tie), or by inverting the distribution function at the row's own random number."""
+    """Greedy (the lowest id wins a tie), or by inverting the distribution function at the row's own random number; then
+    each row also notes the log-probability of what was drawn.
+    """
     best = logits_NV.max(dim=-1)
     if not bool(torch.isfinite(best.values).all()):
         raise EvaluateError("the model's logits are not finite", hint="the weights or the adapter are broken")
@@ -242,7 +246,11 @@ def _choose(logits_NV: torch.Tensor, rows: Sequence[_Row], temperature: float) -
     weights = torch.exp((logits_NV.double() - best.values[:, None]) / temperature).cumsum(-1)
     drawn = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64, device=weights.device)
     chosen = torch.searchsorted(weights, drawn[:, None] * weights[:, -1:], right=True)[:, 0]
-    return chosen.clamp_(max=logits_NV.shape[-1] - 1).tolist()
+    chosen = chosen.clamp_(max=logits_NV.shape[-1] - 1)
+    above = (logits_NV.gather(1, chosen[:, None])[:, 0].double() - best.values) / temperature
+    for row, logp in zip(rows, (above - weights[:, -1].log()).tolist(), strict=True):
+        row.logps.append(logp)
+    return chosen.tolist()
 
 
 def _close_gaps(session: DecodeSession, active: list[_Row]) -> None:

@@ -62,18 +62,26 @@ class DecoderSession:
 
     @torch.inference_mode()
     def fill(self, slots: Sequence[int], suffixes: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Starts rows; logits (len(slots), V) float32 of the token that follows each."""
-        logits, first = [], 0
-        while first < len(slots):
+        """Starts rows; logits (len(slots), V) float32 of the token that follows each. A suffix that several rows have
+        (a prompt that is answered several times) is computed once.
+        """
+        members: dict[tuple[int, ...], list[int]] = {}
+        for place, suffix in enumerate(suffixes):
+            members.setdefault(tuple(suffix), []).append(place)
+        distinct, logits, first = list(members), [], 0
+        while first < len(distinct):
             stop, num_tokens = first, 0
-            while stop < len(slots) and (stop == first or num_tokens + len(suffixes[stop]) <= _PREFILL_TOKENS):
-                num_tokens += len(suffixes[stop])
+            while stop < len(distinct) and (stop == first or num_tokens + len(distinct[stop]) <= _PREFILL_TOKENS):
+                num_tokens += len(distinct[stop])
                 stop += 1
-            logits.append(self._fill_packed(slots[first:stop], suffixes[first:stop]))
+            of_each = [[slots[place] for place in members[suffix]] for suffix in distinct[first:stop]]
+            logits.append(self._fill_packed(of_each, distinct[first:stop]))
             first = stop
-        return torch.cat(logits)
+        which = {place: number for number, places in enumerate(members.values()) for place in places}
+        return torch.cat(logits)[[which[place] for place in range(len(slots))]]
 
-    def _fill_packed(self, slots: Sequence[int], suffixes: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _fill_packed(self, slots: Sequence[Sequence[int]], suffixes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Computes every suffix once and puts it into each of its slots; logits (len(suffixes), V)."""
         lengths = [len(suffix) for suffix in suffixes]
         stops = torch.tensor(lengths).cumsum(0).tolist()
         recorder = _Recorder(self._attention(lengths, [stop - 1 for stop in stops], self.prefix))
@@ -82,10 +90,11 @@ class DecoderSession:
         hidden = self.model.run(ids_T, self._rope(positions), recorder, recorder.inner.plan.keep_K)
         for cache, packed in ((self.keys, recorder.keys), (self.values, recorder.values)):
             for layer_cache, rows in zip(cache, packed, strict=True):
-                for slot, row in zip(slots, rows.split(lengths), strict=True):
-                    layer_cache[slot, :, : len(row)] = row.transpose(0, 1)
-        for slot, length in zip(slots, lengths, strict=True):
-            self.lengths[slot] = length
+                for own, row in zip(slots, rows.split(lengths), strict=True):
+                    layer_cache[own, :, : len(row)] = row.transpose(0, 1)
+        for own, length in zip(slots, lengths, strict=True):
+            for slot in own:
+                self.lengths[slot] = length
         return self.model.head(hidden).float()
 
     @torch.inference_mode()

@@ -5,6 +5,8 @@ The same tiny base, the same token ids and masks, the same reference model.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from luthier.data.sequences import Mismatched
 from luthier.data.stored import EncodedSet
 from luthier.engine.inputs import to_device
 from luthier.losses.divergence import divergence
+from luthier.losses.head import policy_logps
+from luthier.losses.policy import ADVANTAGE, OLD, REF
 from luthier.losses.registry import make_loss
 from luthier.losses.sequences import REFERENCE, sequence_logps
 from luthier.models.load import load_model
@@ -162,6 +166,74 @@ def test_reward_model_with_margin(models, settings):
             assert loss.sums(policy, batch).total.item() / 2 == pytest.approx(expected, rel=3e-6)
     finally:
         del policy.score
+
+
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
+def test_grpo_and_its_variants(models, settings, variant):
+    """TRL's own loss on two prompts with two answers each, sampled under other log-probabilities and held to a
+    reference; clip at both ends. Ours on packs that share the prompts, split as it comes.
+    """
+    policy, base, theirs, _, tokenizer = models
+    config = trl.GRPOConfig(
+        **{**settings, "per_device_train_batch_size": 4}, num_generations=2, max_completion_length=9, beta=0.3,
+        epsilon=0.1, epsilon_high=0.25, loss_type=variant, use_bias_correction_kl=False, temperature=0.7,
+    )  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        model=theirs, args=config, processing_class=tokenizer, reward_funcs=lambda completions, **_: [0.0],
+        train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+    )  # fmt: skip
+    theirs.eval()
+    generator = torch.Generator().manual_seed(0)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    answers = [torch.randint(3, 250, (n,), generator=generator).tolist() for n in (3, 7, 5, 1)]
+    asked = [prompts[0], prompts[0], prompts[1], prompts[1]]
+    rows = [
+        EncodedRow(f"r/{i}", (*p, *a), (False,) * len(p) + (True,) * len(a))
+        for i, (p, a) in enumerate(zip(asked, answers, strict=True))
+    ]
+    advantages = [1.0, -0.5, 0.7, -1.2]
+    columns: dict = {
+        ADVANTAGE: {row.row_id: (a,) * len(s) for row, a, s in zip(rows, advantages, answers, strict=True)}
+    }
+    loss = replace(
+        make_loss(LossSpec(kind="grpo", variant=variant, clip_low=0.1, clip_high=0.25, kl_to_base=0.3)),
+        temperature=0.7,
+        longest=9,
+    )
+    for name, model in ((OLD, policy), (REF, base)):
+        columns[name] = {}
+        for row, said in zip(rows, answers, strict=True):
+            batch = to_device(make_batch([row]), CPU)
+            with torch.no_grad():
+                logps, _ = policy_logps(model, model.hidden(batch), batch.targets_K, 0.7)
+            noise = 0.3 * torch.randn(len(said), generator=generator) if name == OLD else 0
+            columns[name][row.row_id] = tuple((logps + noise).tolist())
+
+    def padded(values, left=False, fill=0.0):
+        width = max(map(len, values))
+        return torch.tensor(
+            [[fill] * (width - len(v)) * left + [*v] + [fill] * (width - len(v)) * (not left) for v in values]
+        )
+
+    table = {name: padded([columns[name][row.row_id] for row in rows]) for name in (OLD, REF)}
+    inputs = {
+        "prompt_ids": padded(asked, left=True, fill=0), "prompt_mask": padded([[1] * len(p) for p in asked], True, 0),
+        "completion_ids": padded(answers, fill=0), "completion_mask": padded([[1] * len(a) for a in answers], fill=0),
+        "advantages": torch.tensor(advantages), "old_per_token_logps": table[OLD],
+        "ref_per_token_logps": table[REF], "num_items_in_batch": torch.tensor(16),
+    }  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    with torch.no_grad():
+        expected = trainer._compute_loss(theirs, inputs).item()
+    total, units, held = 0.0, 0.0, 0.0
+    for pack in ([0, 1, 2], [3]):
+        lay_out = with_columns(lambda some: make_shared_batch(some, min_prefix_tokens=2), columns)
+        batch = to_device(lay_out([rows[i] for i in pack]), CPU)
+        with torch.no_grad():
+            sums = loss.sums(policy, batch)
+        total, units = total + sums.total.item(), units + loss.count(batch)
+        held += sums.figures["clip_share"].sum().item()
+    assert total / units == pytest.approx(expected, rel=3e-6) and held > 0
 
 
 @pytest.mark.known_bug("CE6")

@@ -31,6 +31,7 @@ SPECS = [
     *(LossSpec(kind="dpo", variant=v) for v in ("sigmoid", "ipo", "hinge", "robust", "sigmoid_norm")),
     *(LossSpec(kind=kind) for kind in ("orpo", "simpo", "cpo", "kto", "classify", "regress")),
     LossSpec(kind="reward", margin_column="by", center_weight=0.1),
+    *(LossSpec(kind="grpo", variant=v, clip_low=0.9, clip_high=9, kl_to_base=0.2) for v in ("grpo", "dr_grpo", "dapo")),
 ]  # fmt: skip
 
 
@@ -83,6 +84,9 @@ def columns_for(spec: LossSpec, rows: list[EncodedRow]) -> dict:
         "margin_R": {r.row_id: (0.1 * i,) for i, r in enumerate(rows)},
         "class_R": {r.row_id: (float(i % 3),) for i, r in enumerate(rows)},
         "number_R": {r.row_id: (i / 2.0,) for i, r in enumerate(rows)},
+        "old_logps_K": {r.row_id: (-5.6,) * sum(r.trained) for r in rows},
+        "ref_logps_K": {r.row_id: (-5.9,) * sum(r.trained) for r in rows},
+        "advantages_K": {r.row_id: ((-1.0) ** i * (1 + i),) * sum(r.trained) for i, r in enumerate(rows)},
     }
 
 

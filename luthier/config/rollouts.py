@@ -1,0 +1,59 @@
+"""Section `rollouts`: how an online objective (grpo) samples answers, and what rewards them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.config.base import Spec
+
+RewardName = Literal[
+    "exact_match", "token_f1", "accuracy", "json_exact", "json_field_accuracy", "json_valid", "rouge_l", "numeric",
+    "regex", "unit_tests",
+]  # fmt: skip
+
+
+class RolloutsSpec(Spec):
+    """One round: prompts are answered by the model as it stands, the answers are rewarded, then learnt from."""
+
+    rewards: dict[RewardName, float] = Field(default={})
+    """Reward of an answer: metric -> weight; the rewards are multiplied by their weights and added. Metrics read
+    data.json_schema and evaluate.graders; json_valid holds an answer against the schema. A metric that raises, hangs
+    or gives no number costs that answer."""
+    reward_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """An answer whose reward takes longer is left out."""
+    prompts: Annotated[int, Field(ge=1)] = 8
+    """Prompts of a round."""
+    answers: Annotated[int, Field(ge=1)] = 8
+    """Answers to each of them: its group. grpo compares within the group, so it needs at least 2."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
+    """Longest answer. Prompts that leave less room in train.sequence_len are quarantined."""
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Of the sampling, and of the log-probabilities that are learnt from."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Answers decoded together."""
+    inner_epochs: Annotated[int, Field(ge=1)] = 1
+    """How often a round's answers are learnt from."""
+    inner_batches: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps that one pass over a round is dealt to, by prompts."""
+    resample: Annotated[int, Field(ge=1, le=16)] = 1
+    """A round asks up to so many times `prompts` prompts, until `prompts` of them have answers with different rewards;
+    those without are left out (DAPO's dynamic sampling). 1 = every prompt is kept."""
+    drop_overlong: bool = False
+    """Answers that max_new_tokens cut off are compared with, but not learnt from (DAPO's overlong filtering)."""
+    dev_prompts: Annotated[int, Field(ge=1)] = 64
+    """Dev prompts answered and rewarded at each evaluation, with evaluate.temperature."""
+
+    @model_validator(mode="after")
+    def _rewards_can_be_told_apart(self) -> "RolloutsSpec":
+        if self.rewards and not any(self.rewards.values()):
+            raise ValueError("every reward has the weight 0: all answers would be alike")
+        if self.inner_batches > self.prompts:
+            raise ValueError(
+                f"inner_batches {self.inner_batches} is more than prompts {self.prompts}: some steps had none"
+            )
+        return self
+
+    @property
+    def steps_of_round(self) -> int:
+        """Optimizer steps that a round is learnt from."""
+        return self.inner_epochs * self.inner_batches

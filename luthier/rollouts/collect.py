@@ -1,0 +1,307 @@
+"""Rounds of an online run: prompts are answered by the model as it stands, answers rewarded, and dealt to steps.
+
+A round is sampled before the first of its steps and kept (`round.py`) until the run ends; a run that goes on reads it
+again. What is sampled depends on the weights, the seed and the round alone. The answers are learnt from under the
+log-probabilities that the sampler itself drew them with. The answers to a prompt stay together, so that a layout that
+shares prefixes computes their prompt once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from luthier.config.loss import LossSpec
+from luthier.config.rollouts import RolloutsSpec
+from luthier.errors import ArtifactError, TrainError
+from luthier.losses.head import policy_logps
+from luthier.losses.policy import ADVANTAGE, OLD, REF
+from luthier.losses.tokens import SecondModel
+from luthier.models.sampler import LocalSampler
+from luthier.rollouts.advantages import group_advantages, is_constant
+from luthier.rollouts.rewards import Asked, Rewards
+from luthier.rollouts.round import Answer, read_round, write_round
+from luthier.types import Batch, EncodedRow, RowSet, StepRows
+
+CONSTANT_ROUNDS = 3  # rounds of one and the same reward after which a run is stopped
+LayOut = Callable[[Sequence[EncodedRow]], Batch]
+
+
+class Planned(Protocol):
+    """A step's place in the run, as the engine plans it: its micro-batch is the round's prompts."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def micro_batches(self) -> Sequence[Sequence[int]]: ...
+
+
+def plan_rounds(spec: RolloutsSpec) -> Callable[[RowSet, int, int, int], list[list[int]]]:
+    """(prompts, budget, seed, epoch) -> for every step the prompts of its round, in an order of the seed only."""
+
+    def plan(rows: RowSet, budget_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+        del budget_tokens
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows)).tolist()
+        rounds = [order[start : start + spec.prompts] for start in range(0, len(order), spec.prompts)]
+        return [prompts for prompts in rounds for _ in range(spec.steps_of_round)]
+
+    return plan
+
+
+class Rollouts:
+    """What an online run learns from. Implements the engine's Supply, and lays its rows out with their columns.
+
+    prompts: the training prompts; asked: what their answers are held against, by row id. base: the model with its
+    adapters off, None where it cannot be had. lay_out: rows -> packed batch; place: batch -> tensors for the model.
+    shares: whether the layout computes a shared prompt once. budget: tokens of a micro-batch. folder: of the rounds.
+    """
+
+    def __init__(
+        self,
+        spec: RolloutsSpec,
+        loss: LossSpec,
+        prompts: RowSet,
+        asked: Mapping[str, Asked],
+        *,
+        sampler: LocalSampler,
+        rewards: Rewards,
+        base: SecondModel | None,
+        lay_out: LayOut,
+        place: Callable[[Batch], Batch],
+        shares: bool,
+        budget: int,
+        seed: int,
+        folder: Path,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.spec, self.loss, self.prompts, self.asked = spec, loss, prompts, asked
+        self.sampler, self.rewards, self.base = sampler, rewards, base
+        self.plain, self.place, self.shares, self.budget = lay_out, place, shares, budget
+        self.seed, self.folder, self.notice = seed, folder, notice
+        self.ids = {prompts[index].row_id: prompts[index].ids for index in range(len(prompts))}
+        self.held: tuple[Path, list[Answer], dict[str, float]] | None = None
+        self.tables: dict[str, dict[str, tuple[float, ...]]] = {}
+
+    def rows_of(self, planned: Planned, between: Callable[[], None]) -> StepRows:
+        """The answers that a step learns from. Raises what `between` raises, TrainError for rewards that teach nothing,
+        ArtifactError when the round of a step in its middle is lost.
+        """
+        number, inner = divmod(planned.index, self.spec.steps_of_round)
+        path = self._path(planned.epoch, number)
+        if self.held is None or self.held[0] != path:
+            self.held = (path, *self._round(path, planned, number, inner, between))
+        _, answers, figures = self.held
+        chosen = self._dealt(answers, [self.seed, planned.epoch, number], inner)
+        is_idle = not self.loss.kl_to_base and not any(answer.advantage for answer in chosen)
+        return self._made([] if is_idle else chosen, figures if inner == 0 else {})
+
+    def heaviest(self) -> StepRows:
+        """A micro-batch of the longest prompt and answers as long as they may be."""
+        prompt = max((self.prompts[index] for index in range(len(self.prompts))), key=lambda row: len(row.ids))
+        length, answers = self.spec.max_new_tokens, []
+        filler = (prompt.ids * (length // len(prompt.ids) + 1))[:length]
+        while not answers or self._cost(answers) <= self.budget:
+            name = f"{prompt.row_id}/rehearsed-{len(answers)}"
+            group = [
+                Answer(name, i, filler, (0.0,) * length, "length", "", advantage=1.0, ref_logps=(0.0,) * length)
+                for i in range(self.spec.answers)
+            ]
+            self.ids[name] = prompt.ids
+            if answers and self._cost([*answers, *group]) > self.budget:
+                break
+            answers += group
+        made = self._made(answers, {})
+        return replace(made, micro_batches=[list(range(len(made.rows)))])
+
+    def lay_out(self, rows: Sequence[EncodedRow]) -> Batch:
+        """The packed batch of answers, with what was noted of every token. (A row that was cut at its front keeps the
+        numbers of its end.)
+        """
+        batch = self.plain(rows)
+        counts = np.bincount(batch.sequences_K, minlength=len(rows)).tolist()
+        columns = {}
+        for name, table in self.tables.items():
+            parts = [table[row][len(table[row]) - count :] for row, count in zip(batch.row_ids, counts, strict=True)]
+            columns[name] = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+        return replace(batch, columns={**batch.columns, **columns})
+
+    def _path(self, epoch: int, number: int) -> Path:
+        return self.folder / f"epoch-{epoch:03d}-round-{number:05d}.jsonl"
+
+    def _round(
+        self, path: Path, planned: Planned, number: int, inner: int, between: Callable[[], None]
+    ) -> tuple[list[Answer], dict[str, float]]:
+        kept = read_round(path)
+        if kept is None and inner:
+            raise ArtifactError(
+                f"{path}: the answers of this round are gone, and the model has moved since it gave them",
+                hint="remove the run's .work folder and start it again",
+            )
+        if kept is None:
+            kept = self._sampled(planned, number, between)
+            write_round(path, *kept)
+        self._refuse_constant(planned.epoch, number)
+        return kept
+
+    def _sampled(
+        self, planned: Planned, number: int, between: Callable[[], None]
+    ) -> tuple[list[Answer], dict[str, float]]:
+        wanted, groups, everything = planned.micro_batches[0], [], []
+        shuffled = np.random.default_rng([self.seed, planned.epoch, number]).permutation(len(self.prompts)).tolist()
+        others = iter([index for index in shuffled if index not in wanted])
+        for attempt in range(self.spec.resample):
+            chosen = wanted if not attempt else list(islice(others, self.spec.prompts))
+            seed = ((self.seed * 1000 + planned.epoch) * 1_000_000 + number) * 16 + attempt
+            found = self._groups(chosen, seed, between) if chosen else []
+            everything += [answer for group in found for answer in group]
+            groups += found if self.spec.resample == 1 else [group for group in found if _varies(group)]
+            if self.spec.resample == 1 or len(groups) >= len(wanted) or not chosen:
+                break
+        learnt = [answer for group in groups[: len(wanted)] for answer in self._judged(group)]
+        with_base = self._with_base(learnt)
+        return with_base, self._figures(everything)
+
+    def _groups(self, chosen: Sequence[int], seed: int, between: Callable[[], None]) -> list[list[Answer]]:
+        """The rewarded answers to some prompts, one list a prompt."""
+        spec, rows = self.spec, [self.prompts[index] for index in chosen]
+        said = self.sampler.sample_ids(
+            [row.ids for row in rows for _ in range(spec.answers)],
+            max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, seed=seed,
+            progress=lambda done, total, /, **figures: between(),
+        )  # fmt: skip
+        names = [(row.row_id, number) for row in rows for number in range(spec.answers)]
+        rewarded = self.rewards.of([one.text for one in said], [self.asked[row] for row, _ in names], between)
+        answers = [
+            Answer(row, number, one.ids, one.logps, one.finish, one.text, got.value, got.parts, got.error)
+            for (row, number), one, got in zip(names, said, rewarded, strict=True)
+        ]
+        if answers and all(answer.reward is None for answer in answers):
+            error, times = Counter(answer.error for answer in answers).most_common(1)[0]
+            raise TrainError(
+                f"no answer of a round got a reward; {times} of {len(answers)} times: {error}",
+                hint="mend the rewards (rollouts.rewards), or what they read",
+            )
+        return [answers[start : start + spec.answers] for start in range(0, len(answers), spec.answers)]
+
+    def _judged(self, group: list[Answer]) -> list[Answer]:
+        """With advantages; without those that have no reward."""
+        group = [answer for answer in group if answer.reward is not None]
+        rewards = [answer.reward for answer in group if answer.reward is not None]
+        advantages = group_advantages(rewards, scaled=self.loss.variant != "dr_grpo")
+        return [
+            replace(answer, advantage=a, learnt=answer.finish == "stop" or not self.spec.drop_overlong)
+            for answer, a in zip(group, advantages, strict=True)
+        ]
+
+    def _with_base(self, answers: list[Answer]) -> list[Answer]:
+        """With each token's log-probability under the base."""
+        if self.base is None or not answers:
+            return answers
+        self.tables = {}
+        made, found = self._rows(answers), {}
+        for micro in self._micro_batches(answers):
+            batch = self.place(self.plain([made[index] for index in micro]))
+            with torch.no_grad():
+                logps_K, _ = policy_logps(self.base, self.base.hidden(batch), batch.targets_K, self.spec.temperature)
+            for place, row in enumerate(batch.row_ids):
+                found[row] = logps_K[batch.sequences_K == place].tolist()
+        return [replace(answer, ref_logps=tuple(found[answer.name])) for answer in answers]
+
+    def _figures(self, answers: list[Answer]) -> dict[str, float]:
+        """Of all answers that were given, learnt from or not."""
+        rewards = [answer.reward for answer in answers if answer.reward is not None]
+        groups: dict[str, list[Answer]] = {}
+        for answer in answers:
+            groups.setdefault(answer.row, []).append(answer)
+        alike = [not _varies(group) for group in groups.values()]
+        figures: dict[str, float] = {
+            "reward": float(np.mean(rewards)),
+            "reward_std": float(np.std(rewards)),
+            "alike_groups": float(np.mean(alike)),
+            "answer_tokens": float(np.mean([len(answer.ids) for answer in answers])),
+            "cut_off": float(np.mean([answer.finish == "length" for answer in answers])),
+            "reward_failed": float(sum(answer.reward is None for answer in answers)),
+            "answers": float(len(answers)),
+        }
+        for name in self.rewards.weights:
+            known = [answer.parts[name] for answer in answers if name in answer.parts]
+            figures[f"reward_{name}"] = float(np.mean(known)) if known else float("nan")
+        return figures
+
+    def _refuse_constant(self, epoch: int, number: int) -> None:
+        """Says, and after some rounds refuses, that every answer of the run gets the same reward."""
+        if epoch or number >= CONSTANT_ROUNDS:
+            return
+        rounds = [kept[1] for kept in (read_round(self._path(0, n)) for n in range(number + 1)) if kept]
+        if any(told["reward_std"] for told in rounds) or len({told["reward"] for told in rounds}) > 1:
+            return
+        num_answers = sum(told["answers"] - told["reward_failed"] for told in rounds)
+        reward = rounds[0]["reward"]
+        words = f"each of the first {num_answers:.0f} answers got the reward {reward:g}: there is nothing to compare"
+        hint = "rewards that a start reaches in 20% to 80% of its answers teach best: fine-tune first, or ask for less"
+        if number == CONSTANT_ROUNDS - 1:
+            raise TrainError(words, hint=hint)
+        self.notice(f"{words} ({hint})")
+
+    def _dealt(self, answers: list[Answer], seed: list[int], inner: int) -> list[Answer]:
+        """Those that the `inner`-th step of a round learns from; the answers to a prompt stay together."""
+        inner_epoch, place = divmod(inner, self.spec.inner_batches)
+        names = list(dict.fromkeys(answer.row for answer in answers))
+        if self.spec.inner_batches > 1:
+            order = np.random.default_rng([*seed, inner_epoch]).permutation(len(names))
+            names = [names[index] for index in order]
+        mine = set(names[place :: self.spec.inner_batches])
+        return [answer for answer in answers if answer.row in mine and answer.learnt]
+
+    def _made(self, answers: list[Answer], figures: Mapping[str, float]) -> StepRows:
+        self.tables = {
+            OLD: {answer.name: answer.logps for answer in answers},
+            ADVANTAGE: {answer.name: (answer.advantage,) * len(answer.ids) for answer in answers},
+        }
+        if self.base is not None:
+            self.tables[REF] = {answer.name: answer.ref_logps for answer in answers}
+        rows = self._rows(answers)
+        return StepRows(rows, self._micro_batches(answers), sum(row.num_tokens for row in rows), figures)
+
+    def _rows(self, answers: Iterable[Answer]) -> list[EncodedRow]:
+        made = []
+        for answer in answers:
+            prompt = self.ids[answer.row]
+            trained = (False,) * len(prompt) + (True,) * len(answer.ids)
+            made.append(EncodedRow(answer.name, (*prompt, *answer.ids), trained))
+        return made
+
+    def _micro_batches(self, answers: Sequence[Answer]) -> list[list[int]]:
+        """Places of `answers`, whole groups together, up to the budget of tokens that are computed."""
+        groups: dict[str, list[int]] = {}
+        for index, answer in enumerate(answers):
+            groups.setdefault(answer.row, []).append(index)
+        micros: list[list[int]] = []
+        for group in groups.values():
+            joined = [*micros[-1], *group] if micros else group
+            if micros and self._cost([answers[index] for index in joined]) <= self.budget:
+                micros[-1] = joined
+            else:
+                micros.append(group)
+        return micros
+
+    def _cost(self, answers: Sequence[Answer]) -> int:
+        own = sum(len(answer.ids) for answer in answers)
+        asked: Any = {answer.row for answer in answers} if self.shares else [answer.row for answer in answers]
+        return own + sum(len(self.ids[row]) for row in asked)
+
+
+def _varies(group: Sequence[Answer]) -> bool:
+    """Whether the answers to a prompt got different rewards."""
+    return not is_constant([answer.reward for answer in group if answer.reward is not None])

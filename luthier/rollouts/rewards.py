@@ -1,0 +1,94 @@
+"""Rewards of answers: a weighted sum of metrics, each in a process that can be stopped.
+
+A metric that raises, hangs or gives no number costs the answer it did so on: that one has no reward and is left out.
+What runs in the sandbox (unit tests) has its own limits and is run for many answers at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from luthier.config.rollouts import RolloutsSpec
+from luthier.errors import LuthierError
+from luthier.graders.grader import Grader, Task, numbers_of
+from luthier.graders.guard import GuardedReward, Reward
+from luthier.graders.registry import grader
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an answer is held against: the row's own answer, and what else metrics read."""
+
+    reference: str
+    task: Task
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """value: the weighted sum, None where a part failed (`error` says why). parts: by metric, before weighing."""
+
+    value: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class Rewards:
+    """The rewards of a run. errors: how often each thing went wrong, over this process."""
+
+    def __init__(self, spec: RolloutsSpec) -> None:
+        self.weights: dict[str, float] = {**spec.rewards}
+        self.graders = {name: grader(name) for name in self.weights}
+        limit_s = spec.reward_timeout_s
+        self._guarded = {
+            name: GuardedReward(each.grade, time_limit_s=limit_s)
+            for name, each in self.graders.items()
+            if each.grade_all is None
+        }
+        self.errors: Counter[str] = Counter()
+
+    def of(
+        self, texts: Sequence[str], asked: Sequence[Asked], between: Callable[[], None] = lambda: None
+    ) -> list[Rewarded]:
+        """One an answer, in order. between: called before each; what it raises ends the work."""
+        parts = {name: self._part(name, texts, asked, between) for name in self.weights}
+        return [self._sum({name: values[index] for name, values in parts.items()}) for index in range(len(texts))]
+
+    def _part(
+        self, name: str, texts: Sequence[str], asked: Sequence[Asked], between: Callable[[], None]
+    ) -> list[Reward]:
+        guarded = self._guarded.get(name)
+        if guarded is None:
+            between()
+            return _side_by_side(self.graders[name], texts, asked)
+        values = []
+        for text, one in zip(texts, asked, strict=True):
+            between()
+            values.append(guarded(text, one.reference, one.task))
+        return values
+
+    def _sum(self, parts: dict[str, Reward]) -> Rewarded:
+        failed = {name: part.error for name, part in parts.items() if part.value is None}
+        known = {name: part.value for name, part in parts.items() if part.value is not None}
+        if failed:
+            error = "; ".join(f"{name}: {words}" for name, words in failed.items())
+            self.errors[error] += 1
+            return Rewarded(None, known, error)
+        return Rewarded(sum(self.weights[name] * value for name, value in known.items()), known)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for guarded in self._guarded.values():
+            guarded.close()
+
+
+def _side_by_side(metric: Grader, texts: Sequence[str], asked: Sequence[Asked]) -> list[Reward]:
+    """All answers at once; where that fails, one by one, so that only what is to blame is lost."""
+    handed = list(texts), [one.reference for one in asked], [one.task for one in asked]
+    try:
+        return [Reward(value) for value in numbers_of(metric.items(*handed))]
+    except LuthierError as error:
+        if len(texts) == 1:
+            return [Reward(None, str(error))]
+        return [_side_by_side(metric, [text], [one])[0] for text, one in zip(texts, asked, strict=True)]
