@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -70,6 +70,11 @@ class AdaptedModel:
         finally:
             for part, enabled in zip(self.parts, before, strict=True):
                 part.enabled = enabled
+
+    def as_peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """adapter_config.json (what every method's has left out) and the tensors by PEFT's names; None where PEFT does
+        not have the method."""
+        return None
 
     def rate_factor(self, name: str) -> float:
         """What train.learning_rate is multiplied by for one trained parameter."""

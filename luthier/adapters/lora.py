@@ -11,7 +11,8 @@ Shapes: N tokens, I in_features, O out_features, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -96,8 +97,6 @@ class LowRankModel(AdaptedModel):
 
 
 MakeLayer = Callable[[nn.Linear, int, float, float], LoraLinear]
-
-
 Ranks = Callable[[list[str]], dict[str, int]]
 
 
@@ -116,20 +115,37 @@ def put_low_rank(
     ranks: names -> ranks that stand instead of the section's, of any size. Raises ConfigError as choose_targets does,
     TrainError for a model that already has adapters.
     """
-    if any(isinstance(module, LoraLinear) for module in model.modules()):
-        raise TrainError("this model already carries adapters", hint="load the base again")
     chosen = find_targets(model, spec, any_rank=ranks is not None)
     given = None if ranks is None else ranks(list(chosen))
-    model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    layers = {}
-    for name, linear in chosen.items():
+
+    def make_started(name: str, linear: nn.Linear) -> LoraLinear:
         rank = rank_of(name, spec) if given is None else given[name]
         layer = make(linear, rank, scale_of(name, spec), spec.lora_dropout)
         layer.start(generator)
+        return layer
+
+    return put_layers(model, chosen, make_started)
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def put_layers(
+    model: nn.Module, chosen: Mapping[str, nn.Linear], make: Callable[[str, nn.Linear], Layer]
+) -> dict[str, Layer]:
+    """Freezes `model` and puts what `make(name, layer)` gives in the place of each chosen layer.
+
+    Raises TrainError for a model that already has adapters.
+    """
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise TrainError("this model already carries adapters", hint="load the base again")
+    model.requires_grad_(False)
+    layers = {}
+    for name, linear in chosen.items():
+        layers[name] = make(name, linear)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer)
-        layers[name] = layer
+        setattr(model.get_submodule(parent), leaf, layers[name])
     return layers
 
 

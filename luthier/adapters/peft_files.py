@@ -45,13 +45,13 @@ def save_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
     if not adapted.trained():
         raise ArtifactError("this model carries no adapter, nothing to save")
     spec, own = adapted.spec, {}
-    if isinstance(adapted, LowRankModel):
-        config, tensors = (_vera if spec.method == "vera" else _lora)(adapted)
-        config |= _saved_modules(adapted, tensors)
+    found = _low_rank(adapted) if isinstance(adapted, LowRankModel) else adapted.as_peft()
+    if found is not None:
+        config, tensors = found
         shared = {"base_model_name_or_path": base_name, "task_type": "CAUSAL_LM", "inference_mode": True}
         (folder / CONFIG_FILE).write_text(json.dumps(config | shared, indent=2) + "\n", encoding="utf-8")
     else:
-        tensors = {name: _on_disk(parameter) for name, parameter in adapted.trained().items()}
+        tensors = {name: on_disk(parameter) for name, parameter in adapted.trained().items()}
         own["base"] = base_name
     if is_nf4(adapted.model):
         own["base_weights"] = "nf4"
@@ -71,17 +71,23 @@ def low_rank_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def _on_disk(tensor: Tensor) -> Tensor:
+def on_disk(tensor: Tensor) -> Tensor:
+    """As it is written: float32, in one piece."""
     return tensor.detach().float().cpu().contiguous()
 
 
-def _target_names(adapted: LowRankModel, written: list[str]) -> list[str]:
+def target_names(adapted: AdaptedModel, written: list[str]) -> list[str]:
     """The section's own names where they mean just these layers, else the leaves, else the full names."""
     targets = adapted.spec.lora_target_modules
     short = sorted({name.rsplit(".", 1)[-1] for name in written}) if isinstance(targets, str) else sorted(targets)
     linears = [name for name, module in adapted.model.named_modules() if isinstance(module, nn.Linear)]
     meant = [name for name in linears if any(name == one or name.endswith("." + one) for one in short)]
     return short if sorted(meant) == sorted(written) else sorted(written)
+
+
+def _low_rank(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config, tensors = (_vera if adapted.spec.method == "vera" else _lora)(adapted)
+    return config | _saved_modules(adapted, tensors), tensors
 
 
 def _lora(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -98,17 +104,17 @@ def _lora(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             continue
         rank = len(a_RI)
         sizes[name] = rank, round(layer.scale * (rank**0.5 if rank_stabilised else rank), 9)
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = _on_disk(a_RI)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = _on_disk(b_OR)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = on_disk(a_RI)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = on_disk(b_OR)
         if isinstance(layer, DoraLinear):
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = _on_disk(layer.peft_magnitude())
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = on_disk(layer.peft_magnitude())
     (r, alpha), _ = Counter(sizes.values()).most_common(1)[0] if sizes else ((spec.lora_r, spec.lora_alpha), 0)
     config = {
         "peft_type": "LORA",
         "r": r,
         "lora_alpha": _plain(alpha),
         "lora_dropout": spec.lora_dropout,
-        "target_modules": _target_names(adapted, list(sizes)),
+        "target_modules": target_names(adapted, list(sizes)),
         "rank_pattern": {name: rank for name, (rank, _) in sizes.items() if rank != r},
         "alpha_pattern": {name: _plain(one) for name, (_, one) in sizes.items() if one != alpha},
         "use_rslora": rank_stabilised,
@@ -129,12 +135,12 @@ def _vera(adapted: LowRankModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, layer in adapted.layers.items():
         assert isinstance(layer, VeraLinear)
         key = layer.seed
-        tensors[f"{PREFIX}{name}.vera_lambda_b"] = _on_disk(layer.vera_lambda_b)
-        tensors[f"{PREFIX}{name}.vera_lambda_d"] = _on_disk(layer.vera_lambda_d)
+        tensors[f"{PREFIX}{name}.vera_lambda_b"] = on_disk(layer.vera_lambda_b)
+        tensors[f"{PREFIX}{name}.vera_lambda_d"] = on_disk(layer.vera_lambda_d)
     config = {
         "peft_type": "VERA",
         "r": spec.lora_r,
-        "target_modules": _target_names(adapted, list(adapted.layers)),
+        "target_modules": target_names(adapted, list(adapted.layers)),
         "projection_prng_key": key,
         "save_projection": False,
         "vera_dropout": spec.lora_dropout,
@@ -149,7 +155,7 @@ def _saved_modules(adapted: LowRankModel, tensors: dict[str, Tensor]) -> dict[st
     """Adds the parts of the base that are trained in full, and says which they are."""
     own = tuple(f"{name}." for name in adapted.layers)
     found = {name: parameter for name, parameter in adapted.trained().items() if not name.startswith(own)}
-    tensors.update({f"{PREFIX}{name}": _on_disk(parameter) for name, parameter in found.items()})
+    tensors.update({f"{PREFIX}{name}": on_disk(parameter) for name, parameter in found.items()})
     modules = [name.removesuffix(".weight") for name in found]
     if not modules:
         return {"modules_to_save": None}
@@ -158,7 +164,7 @@ def _saved_modules(adapted: LowRankModel, tensors: dict[str, Tensor]) -> dict[st
     if not twins or "embed_tokens" not in adapted.spec.modules_to_save:
         return {"modules_to_save": modules}
     table = next(parameter for name, parameter in found.items() if "embed" in name)
-    tensors[f"{PREFIX}{twins[0]}"] = _on_disk(table).clone()  # one tensor, which PEFT wants under both names
+    tensors[f"{PREFIX}{twins[0]}"] = on_disk(table).clone()  # one tensor, which PEFT wants under both names
     return {"modules_to_save": modules, "ensure_weight_tying": True}
 
 

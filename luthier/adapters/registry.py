@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from luthier.adapters.adalora import apply_adalora
 from luthier.adapters.dora import apply_dora
 from luthier.adapters.handle import AdaptedModel
+from luthier.adapters.ia3 import apply_ia3
 from luthier.adapters.lora import apply_lora
+from luthier.adapters.soft_prompts import apply_soft_prompt
 from luthier.adapters.starts import apply_eva, apply_loftq, apply_offset
 from luthier.adapters.vera import apply_vera
 from luthier.adapters.weights import apply_weights, train_parts
@@ -20,10 +22,11 @@ from luthier.config.adapter import AdapterSpec
 @dataclass(frozen=True)
 class Given:
     """What some starts need of the run. feed: sends a batch of its rows through the model; original: a weight of the
-    base as it is stored, by name."""
+    base as it is stored, by name; encode: text -> ids of its tokenizer."""
 
     feed: Callable[[], object]
     original: Callable[[str], Tensor]
+    encode: Callable[[str], Sequence[int]]
 
 
 Apply = Callable[..., AdaptedModel]
@@ -41,6 +44,10 @@ METHODS: dict[str, Apply] = {
     "loftq": apply_loftq,
     "vera": apply_vera,
     "adalora": apply_adalora,
+    "ia3": apply_ia3,
+    "prompt_tuning": apply_soft_prompt,
+    "p_tuning": apply_soft_prompt,
+    "prefix_tuning": apply_soft_prompt,
     "full": apply_weights,
     "layers": apply_weights,
     "head": apply_weights,
@@ -54,7 +61,8 @@ def apply_method(model: nn.Module, spec: AdapterSpec, *, seed: int, given: Given
     adapters already.
     """
     needs = {"eva": {"feed": given.feed}, "loftq": {"original": given.original}}
-    adapted = METHODS[spec.method](model, spec, seed=seed, **needs.get(spec.method, {}))
+    needed = {"encode": given.encode} if spec.facts.kind == "prompt" else needs.get(spec.method, {})
+    adapted = METHODS[spec.method](model, spec, seed=seed, **needed)
     if spec.modules_to_save:
         train_parts(model, spec.modules_to_save)
         adapted.extra_weights = True

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from luthier.adapters.dora import TINY, DoraLinear
 from luthier.adapters.handle import AdaptedModel
+from luthier.adapters.ia3 import StoredScale, load_scales, read_scales
 from luthier.adapters.lora import LoraLinear, LowRankModel, put_low_rank
 from luthier.adapters.peft_files import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, check_keys, read_json, read_tensors
+from luthier.adapters.soft_prompts import PEFT_TYPES, load_prompt, read_prompt
 from luthier.adapters.vera import shared_matrices
 from luthier.adapters.weights import train_parts
 from luthier.config.adapter import AdapterSpec
@@ -40,6 +42,7 @@ _UNSUPPORTED = (
 _MATRICES = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "vera_lambda_b", "vera_lambda_d")
 
 
+_KINDS = ("LORA", "VERA", "IA3", *PEFT_TYPES)
 _VERA_SHARED = ("base_model.vera_A", "base_model.vera_B")  # in folders that do not rely on the key alone
 
 
@@ -51,6 +54,11 @@ class StoredUpdate:
     b_OR: Tensor
     scale: float
     magnitude_O: Tensor | None = None
+
+    def shape(self, weight_OI: Tensor) -> tuple[int, ...]:
+        """Of the weight that it belongs to."""
+        del weight_OI
+        return len(self.b_OR), self.a_RI.shape[1]
 
     def merged(self, weight_OI: Tensor) -> Tensor:
         """The weight with the update in it, float32."""
@@ -64,24 +72,33 @@ class StoredUpdate:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What a folder holds. updates: by module; weights: parts of the base that were trained in full, by tensor name;
-    nf4: the base was rounded to 4 bits under it."""
+    """What a folder holds. updates, scales: by module; weights: parts of the base that were trained in full, by tensor
+    name; prompt: of virtual tokens; nf4: the base was rounded to 4 bits under it."""
 
     folder: Path
     spec: AdapterSpec
     updates: dict[str, StoredUpdate] = field(default_factory=dict)
+    scales: dict[str, StoredScale] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    prompt: Tensor | None = None
     nf4: bool = False
+
+    @property
+    def modules(self) -> set[str]:
+        """The layers of the base that it changes."""
+        return {*self.updates, *self.scales}
 
     @property
     def is_zero(self) -> bool:
         """Whether it leaves every weight as it was."""
         plain = all(update.magnitude_O is None and not update.b_OR.any() for update in self.updates.values())
+        plain = plain and all(bool((scale.factor == 1).all()) for scale in self.scales.values())
         return plain and not self.weights and not self.nf4
 
     def changes(self, name: str, weight: Tensor) -> bool:
         """Whether a tensor of the base becomes another one."""
-        return name in self.weights or name.removesuffix(".weight") in self.updates or self._is_rounded(name, weight)
+        is_layer = name.removesuffix(".weight") in self.modules or self._scaled_bias(name) is not None
+        return name in self.weights or is_layer or self._is_rounded(name, weight)
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """What a tensor of the base becomes, float32. Raises ArtifactError when the shapes do not fit."""
@@ -89,15 +106,22 @@ class StoredAdapter:
             exact = self.weights[name].float()
         else:
             exact = nf4_rounded(weight) if self._is_rounded(name, weight) else weight.float()
-            update = self.updates.get(name.removesuffix(".weight"))
-            if update is not None:
-                shape = (len(update.b_OR), update.a_RI.shape[1])
-                if shape != tuple(weight.shape):
+            module = name.removesuffix(".weight")
+            change = self.updates.get(module) or self.scales.get(module)
+            if change is not None:
+                if (shape := change.shape(weight)) != tuple(weight.shape):
                     raise ArtifactError(f"{name}: adapter gives {shape}, the base has {tuple(weight.shape)}")
-                exact = update.merged(exact)
+                exact = change.merged(exact)
+            elif (scale := self._scaled_bias(name)) is not None:
+                exact = scale.merged_bias(exact)
         if exact.shape != weight.shape:
             raise ArtifactError(f"{name}: adapter gives {tuple(exact.shape)}, the base has {tuple(weight.shape)}")
         return exact
+
+    def _scaled_bias(self, name: str) -> StoredScale | None:
+        """What the bias of this name is multiplied by, with its layer's output."""
+        scale = self.scales.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
+        return None if scale is None or scale.by_input else scale
 
     def _is_rounded(self, name: str, weight: Tensor) -> bool:
         return self.nf4 and name.endswith("proj.weight") and layer_of(name) >= 0 and weight.dim() == 2
@@ -117,6 +141,13 @@ def read_adapter(folder: Path, widths: Widths) -> StoredAdapter:
         return StoredAdapter(folder, AdapterSpec(method=method), weights=read_tensors(folder))
     config = _read_config(folder)
     tensors = {key.removeprefix(PREFIX): x for key, x in read_tensors(folder).items()}
+    if config["peft_type"] == "IA3":
+        scales = read_scales(config, tensors, folder)
+        spec = AdapterSpec(method="ia3", lora_target_modules=tuple(sorted(scales)))
+        return StoredAdapter(folder, spec, scales=scales, nf4=nf4)
+    if config["peft_type"] in PEFT_TYPES:
+        spec, prompt = read_prompt(config, tensors, folder)
+        return StoredAdapter(folder, spec, prompt=prompt, nf4=nf4)
     parts = {key: x for key, x in tensors.items() if not key.endswith(_MATRICES) and key not in _VERA_SHARED}
     if any("embed" in key for key in parts):
         parts = {key: x for key, x in parts.items() if not _is_twin(config, key)}
@@ -126,7 +157,8 @@ def read_adapter(folder: Path, widths: Widths) -> StoredAdapter:
     inside = {key: x for key, x in tensors.items() if key not in parts and not _is_twin(config, key)}
     updates = (_vera if config["peft_type"] == "VERA" else _lora)(config, inside, folder, widths)
     spec = _spec_of(config, updates, parts, folder, own.get("method"))
-    return StoredAdapter(folder, spec, updates, {_plain_name(key): x for key, x in parts.items()}, nf4)
+    weights = {_plain_name(key): x for key, x in parts.items()}
+    return StoredAdapter(folder, spec, updates, weights=weights, nf4=nf4)
 
 
 def _belongs(key: str, module: str) -> bool:
@@ -147,9 +179,10 @@ def _plain_name(key: str) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     config = read_json(path)
-    if config.get("peft_type") not in ("LORA", "VERA"):
+    if config.get("peft_type") not in _KINDS:
         raise ArtifactError(
-            f"{path}: peft_type is {config.get('peft_type')}, expected LORA", hint="only LoRA and VeRA can be loaded"
+            f"{path}: peft_type is {config.get('peft_type')}, expected one of {', '.join(_KINDS)}",
+            hint="merge it with PEFT first",
         )
     used = [key for key in _UNSUPPORTED if config.get(key)]
     if config.get("bias", "none") != "none":
@@ -257,6 +290,10 @@ def load_adapter(model: nn.Module, folder: Path) -> AdaptedModel:
             for name, linear in linears.items():
                 if name.rsplit(".", 1)[-1] not in HEADS and layer_of(name) >= 0 and linear.weight.is_floating_point():
                     linear.weight.copy_(nf4_rounded(linear.weight))
+    if stored.prompt is not None:
+        return load_prompt(model, stored.spec, stored.prompt, folder)
+    if stored.scales:
+        return load_scales(model, stored.spec, stored.scales, folder)
     if not stored.updates:
         model.requires_grad_(False)
         adapted: AdaptedModel = AdaptedModel(model, stored.spec)

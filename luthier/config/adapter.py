@@ -15,10 +15,11 @@ class AdapterSpec(Spec):
 
     method: Literal[
         "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "loftq", "vera", "adalora", "qlora",
-        "qdora", "full", "layers", "head",
+        "qdora", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "full", "layers", "head",
     ] = "lora"  # fmt: skip
-    """lora and its kin train low-rank updates; full every weight, layers those of the top_layers, head the output head.
-    qlora, qdora and loftq need model.dtype: nf4."""
+    """lora and its kin train low-rank updates; ia3 factors of keys, values and feed-forward inputs; prompt_tuning,
+    p_tuning and prefix_tuning virtual tokens before every row; full every weight, layers those of the top_layers, head
+    the output head. qlora, qdora and loftq need model.dtype: nf4."""
     lora_r: Rank = 16
     """Rank: 4-8 for simple tasks, 16-32 usual, 64 for complex ones; vera wants 256. adalora: the mean rank at the
     end."""
@@ -27,7 +28,8 @@ class AdapterSpec(Spec):
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapter's input."""
     lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Linear layers that get an adapter: all (except the head), or names such as q_proj, v_proj."""
+    """Linear layers that get an adapter: all (except the head), or names such as q_proj, v_proj. ia3: all-linear means
+    its paper's, which are keys, values and the feed-forward block's last."""
     top_layers: Annotated[int, Field(ge=1)] | None = None
     """Adapt only the last k decoder layers; null = all (method layers needs it)."""
     rank_pattern: dict[str, Rank] = {}  # noqa: RUF012 - pydantic copies it
@@ -52,6 +54,11 @@ class AdapterSpec(Spec):
     """adalora: steps from one cut to the next."""
     adalora_orthogonal: Annotated[float, Field(ge=0)] = 0.5
     """adalora: weight of the penalty that keeps A and B orthogonal."""
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=4096)] = 20
+    """prompt_tuning, p_tuning, prefix_tuning: tokens before every row. They come on top of train.sequence_len."""
+    prompt_init_text: str = ""
+    """prompt_tuning, prefix_tuning: text that the virtual tokens start as, such as the task in words; empty = words
+    drawn from the vocabulary."""
     cache_frozen: Literal["auto", "never"] = "auto"
     """What layers below everything trained compute is kept per row from the first epoch on, where there is more than
     one epoch and memory for it; equal to rounding."""

@@ -41,13 +41,21 @@ def _parts(adapter: AdapterSpec) -> list[Problem]:
         problems.append(
             ("adapter.method", "layers trains the last k layers, and no k is given", "adapter.top_layers: 4")
         )
-    if method in ("full", "head") and adapter.top_layers is not None:
+    if adapter.prompt_init_text and method not in ("prompt_tuning", "prefix_tuning"):
+        wrong = f"{method} does not start as a text"
+        problems.append(("adapter.prompt_init_text", wrong, "leave it out, or adapter.method: prompt_tuning"))
+    if adapter.facts.kind == "prompt" and not isinstance(adapter.lora_target_modules, str):
+        wrong = f"{method} puts nothing onto linear layers"
+        problems.append(("adapter.lora_target_modules", wrong, "leave it out, or adapter.method: lora"))
+    if (method in ("full", "head") or adapter.facts.kind == "prompt") and adapter.top_layers is not None:
         hint = "adapter.method: layers" if method == "full" else "leave top_layers out"
         problems.append(("adapter.top_layers", f"{method} has no layers to choose", hint))
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(adapter, key)]
     if patterns and (adapter.facts.kind != "low-rank" or method in ("vera", "adalora")):
         wrong = f"{method} has no rank of its own for each layer"
         problems.append((f"adapter.{patterns[0]}", wrong, f"leave {patterns[0]} out, or adapter.method: lora"))
+    if adapter.lora_dropout and adapter.facts.kind != "low-rank":
+        problems.append(("adapter.lora_dropout", f"{method} drops nothing", "leave it out, or adapter.method: lora"))
     if adapter.modules_to_save and adapter.facts.kind != "low-rank":
         wrong = f"{method} has no parts beside what it trains"
         problems.append(("adapter.modules_to_save", wrong, "leave it out, or adapter.method: lora"))

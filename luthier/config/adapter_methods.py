@@ -37,6 +37,7 @@ class MethodFacts:
         return ("float32",) if self.kind == "weights" else ("float32", "bfloat16", "int8", "nf4", "auto")
 
 
+_BEHIND_TOKENS = {"mergeable": False, "starts_as": "the base behind some of its own tokens"}
 _EXACT = {"peft_type": None, "per_request": False, "keeps_base": False}
 
 FACTS: dict[str, MethodFacts] = {
@@ -55,6 +56,12 @@ FACTS: dict[str, MethodFacts] = {
     "adalora": MethodFacts("low-rank", "arXiv 2303.10512"),
     "qlora": MethodFacts("low-rank", "arXiv 2305.14314", starts_as="the 4-bit base", needs_nf4=True),
     "qdora": MethodFacts("low-rank", "arXiv 2402.09353 on 2305.14314", starts_as="the 4-bit base", needs_nf4=True),
+    "ia3": MethodFacts("vectors", "arXiv 2205.05638", peft_type="IA3"),
+    "prompt_tuning": MethodFacts("prompt", "arXiv 2104.08691", peft_type="PROMPT_TUNING", **_BEHIND_TOKENS),
+    "p_tuning": MethodFacts(
+        "prompt", "arXiv 2103.10385", peft_type="P_TUNING", mergeable=False, starts_as="the base behind random rows"
+    ),
+    "prefix_tuning": MethodFacts("prompt", "arXiv 2101.00190", peft_type="PREFIX_TUNING", **_BEHIND_TOKENS),
     "full": MethodFacts("weights", "every weight", **_EXACT),
     "layers": MethodFacts("weights", "the top layers' weights", **_EXACT),
     "head": MethodFacts("weights", "the output head's weights", **_EXACT),

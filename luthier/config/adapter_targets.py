@@ -15,6 +15,9 @@ from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError
 
 HEADS = ("lm_head", "embed_out")  # what transformers calls the output projection
+# What transformers calls keys and values (with the queries in some), and the feed-forward block's last layer.
+_KEYS_AND_VALUES = ("k_proj", "v_proj", "qkv_proj", "query_key_value")
+_FEED_FORWARD_ENDS = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 
 
 def choose_targets(widths: Mapping[str, tuple[int, int]], spec: AdapterSpec, *, any_rank: bool = False) -> list[str]:
@@ -26,7 +29,7 @@ def choose_targets(widths: Mapping[str, tuple[int, int]], spec: AdapterSpec, *, 
     head_free = [name for name in widths if _leaf(name) not in HEADS]
     if not head_free:
         raise ConfigError("adapter.lora_target_modules: this model has no linear layer to adapt")
-    chosen = set(head_free)
+    chosen = _usual(head_free, spec)
     if not isinstance(spec.lora_target_modules, str):
         chosen = set().union(*(_matches(target, list(widths), head_free) for target in spec.lora_target_modules))
     if spec.top_layers is not None:
@@ -45,6 +48,25 @@ def choose_targets(widths: Mapping[str, tuple[int, int]], spec: AdapterSpec, *, 
     for name in names if not any_rank else ():
         _check_rank(name, widths[name], spec)
     return names
+
+
+def scales_its_input(name: str) -> bool:
+    """ia3: whether the layer of this name is multiplied before its product, not after."""
+    return _leaf(name) in _FEED_FORWARD_ENDS
+
+
+def _usual(head_free: list[str], spec: AdapterSpec) -> set[str]:
+    """What all-linear means. Raises ConfigError for a model without any layer that ia3 changes."""
+    if spec.method != "ia3":
+        return set(head_free)
+    chosen = {name for name in head_free if _leaf(name) in _KEYS_AND_VALUES or scales_its_input(name)}
+    if not chosen and isinstance(spec.lora_target_modules, str):
+        leaves = ", ".join(sorted({_leaf(name) for name in head_free}))
+        raise ConfigError(
+            f"adapter.method: ia3 knows no keys, values or feed-forward outputs among {leaves}",
+            hint="name the layers: adapter.lora_target_modules; or adapter.method: lora",
+        )
+    return chosen
 
 
 def first_layer(top_layers: int, names: list[str]) -> int:
@@ -108,7 +130,7 @@ def _no_match(key: str, pattern: str, names: list[str], what: str) -> ConfigErro
 
 
 def _check_rank(name: str, widths: tuple[int, int], spec: AdapterSpec) -> None:
-    if spec.method == "vera":  # its two matrices are shared and may be wider than a layer
+    if spec.method in ("vera", "ia3"):  # shared matrices, which may be wider than a layer; no rank
         return
     width = min(widths)
     rank = max(rank_of(name, spec), start_rank(spec)) if spec.method == "adalora" else rank_of(name, spec)

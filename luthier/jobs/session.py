@@ -70,7 +70,7 @@ def dtype_of_run(session: Session, machine: MachineProfile | None) -> str:
 
 def adapt(session: Session, model: Any, sample: Batch) -> AdaptedModel:
     spec, folder = session.project.spec, session.opened.base.folder
-    given = Given(lambda: model.hidden(sample), lambda name: read_weight(folder, name))
+    given = Given(lambda: model.hidden(sample), lambda name: read_weight(folder, name), session.opened.tokenizer.encode)
     adapted = apply_method(model, spec.adapter, seed=spec.train.seed, given=given)
     share = f"{adapted.share_trainable:.2%} of the model"
     console.line(f"trainable: {adapted.num_trainable:,} parameters, {share} ({spec.adapter.method})")

@@ -34,7 +34,7 @@ class Layout:
 def decide(spec: ProjectSpec, rows: RowSet, packs: Sequence[Sequence[int]], *, can_share: bool = True) -> Layout:
     """make_shared_batch where train.share_prefix, the rows, the adapter and the model allow it, else make_batch."""
     plain = Layout(make_batch)
-    if spec.train.share_prefix == "never":
+    if spec.train.share_prefix == "never" or spec.adapter.facts.kind == "prompt":
         return plain
     sharing, always = measure_sharing(rows, packs[:_LOOKED_AT]), spec.train.share_prefix == "always"
     if not sharing.rows_sharing or (sharing.share_saved < _WORTH_IT and not always):

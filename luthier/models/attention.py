@@ -227,7 +227,7 @@ class PackedAttention:
         """Whether the kernel applies: every row's tokens in its own sight, a plain softmax, nothing before the pack."""
         window = self.windows[layer]
         sees_all = window is None or max(self.plan.reach) <= window
-        return sees_all and self.soft_cap is None and self.prefix is None and can_attend(q_KHC)
+        return sees_all and self.soft_cap is None and not self._before(layer) and can_attend(q_KHC)
 
     def _before(self, layer: int) -> Heads | None:
         if self.prefix is None or not self.prefix.length:

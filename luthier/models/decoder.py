@@ -27,6 +27,7 @@ from luthier.models.packed import as_ids
 from luthier.models.rope import RopeTable, rotate
 from luthier.models.row_cache import RowCache
 from luthier.models.session import DecoderSession
+from luthier.models.soft_prompt import SoftPrompt, hidden_behind
 from luthier.models.spec import DecoderSpec
 from luthier.types import Batch
 
@@ -166,7 +167,6 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """A causal language model over packed documents. Implements luthier.models.packed.PackedModel."""
 
-    shares_prefixes = True
     row_cache: RowCache | None = None
     """Where rows are kept whose lower layers are frozen; set by the run that knows that it pays."""
 
@@ -176,7 +176,18 @@ class Decoder(nn.Module):
         self.model = Stack(spec)
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.rope = RopeTable(spec.rope)
+        self.soft_prompt: SoftPrompt | None = None
         self.tie()
+
+    @property
+    def prompt(self) -> SoftPrompt | None:
+        """The trained virtual tokens before every document, while they are on."""
+        return self.soft_prompt if self.soft_prompt is not None and self.soft_prompt.enabled else None
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Not behind virtual tokens, which are a shared prefix themselves."""
+        return self.soft_prompt is None
 
     def tie(self) -> None:
         """Makes the head share the embedding's parameter where the spec says so."""
@@ -206,9 +217,11 @@ class Decoder(nn.Module):
         """(K, D) after the final norm at batch.keep_K, in its order."""
         if self.row_cache is not None:
             return self.row_cache.hidden(batch)
+        if self.prompt is not None:
+            return hidden_behind(self, self.prompt, batch)
         ids_T, positions_T = as_ids(batch.ids_T, self.device), as_ids(batch.positions_T, self.device)
         plan = plan_pack(torch.as_tensor(batch.cu_seqlens), as_ids(batch.keep_K, self.device), batch.parents_D)
-        if any(self.length_class(f.shortest) != self.length_class(f.longest) for f in plan.families):
+        if any(len({self.spec.rope.length_class(n) for n in (f.shortest, f.longest)}) > 1 for f in plan.families):
             return self.hidden(unshared(batch))  # longrope: these rows rotate one and the same prefix differently
         if plan.num_tokens != len(ids_T):
             raise ValueError(f"cu_seqlens ends at {plan.num_tokens}, but there are {len(ids_T)} tokens")
@@ -225,8 +238,14 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
-        """(T, D): what the first layer reads."""
-        x = self.model.embed_tokens(ids_T)
+        """(T, D): what the first layer reads. Ids beyond the vocabulary are virtual tokens."""
+        if self.prompt is None or self.prompt.per_layer:
+            x = self.model.embed_tokens(ids_T)
+        else:
+            last, is_virtual = self.spec.vocab_size - 1, ids_T >= self.spec.vocab_size
+            x = self.model.embed_tokens(ids_T.clamp(max=last))
+            rows = self.prompt.rows().to(x.dtype)[ids_T[is_virtual] - last - 1]
+            x = x.index_put((is_virtual.nonzero()[:, 0],), rows)
         if self.spec.embed_scale != 1.0:  # rounded to the dtype first, as Gemma was trained
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
         return x
@@ -242,7 +261,7 @@ class Decoder(nn.Module):
 
     def packed_rope(self, positions_T: torch.Tensor, plan: PackPlan) -> Rope:
         """cos and sin per token; with longrope every row goes by its own length, not by its neighbours'."""
-        classes = [self.length_class(length) for length in plan.reach]
+        classes = [self.spec.rope.length_class(length) for length in plan.reach]
         longest = max(plan.reach)
         cos, sin = self.rope.rows(positions_T, longest, self.dtype, classes[0])
         if len(set(classes)) == 1:
@@ -264,7 +283,7 @@ class Decoder(nn.Module):
 
     def length_class(self, num_tokens: int) -> int:
         """1 for a longrope document beyond the original context, else 0."""
-        return self.spec.rope.length_class(num_tokens)
+        return self.spec.rope.length_class(num_tokens + (0 if self.prompt is None else self.prompt.num_tokens))
 
     def linear_modules(self) -> dict[str, nn.Linear]:
         """Every nn.Linear by module name, lm_head included."""

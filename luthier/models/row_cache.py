@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 def lowest_trained(model: Decoder) -> int:
     """Index of the lowest layer with a trained number in it; the number of layers when there is none, 0 when the
-    embedding is trained."""
+    embedding is trained, or virtual tokens are."""
+    if model.soft_prompt is not None:
+        return 0
     if model.model.embed_tokens.weight.requires_grad:
         return 0
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in model.model.layers]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.models.attention import PackedAttention, Prefix, plan_pack
+from luthier.models.soft_prompt import soft_prefix
 
 if TYPE_CHECKING:
     from luthier.models.decoder import Decoder
@@ -37,21 +38,29 @@ class DecoderSession:
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = [0] * num_slots
         self.prefix = Prefix([], [])
-        if prefix:
-            with torch.inference_mode():
-                self.prefix = self._prefix_of(prefix)
+        with torch.inference_mode():
+            self.prefix = soft_prefix(model.prompt)
+            virtual = range(0 if model.prompt is None or model.prompt.per_layer else model.prompt.num_tokens)
+            if ids := [*(spec.vocab_size + i for i in virtual), *prefix]:
+                self.prefix = self._prefix_of(ids)
 
     def _rope(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_positions = self.prefix.length + self.capacity
         return self.model.rope.rows(positions.to(self.model.device), num_positions, self.model.dtype, self.length_class)
 
     def _prefix_of(self, ids: Sequence[int]) -> Prefix:
-        recorder = _Recorder(self._attention([len(ids)], keep=[len(ids) - 1], prefix=None))
-        positions = torch.arange(len(ids), device=self.model.device)
-        rope = self.model.rope.rows(positions, len(ids) + self.capacity, self.model.dtype, self.length_class)
+        """Keys and values of `ids` behind the prefix so far, and those of it."""
+        before = self.prefix.length
+        recorder = _Recorder(self._attention([len(ids)], keep=[len(ids) - 1], prefix=self.prefix))
+        positions = torch.arange(before, before + len(ids), device=self.model.device)
+        num_positions = before + len(ids) + self.capacity
+        rope = self.model.rope.rows(positions, num_positions, self.model.dtype, self.length_class)
         ids_T = torch.tensor(ids, device=self.model.device)
         self.model.run(ids_T, rope, recorder, recorder.inner.plan.keep_K)
         keys, values = ([x.transpose(0, 1).contiguous() for x in xs] for xs in (recorder.keys, recorder.values))
+        if before:
+            keys = [torch.cat(both, dim=1) for both in zip(self.prefix.keys, keys, strict=True)]
+            values = [torch.cat(both, dim=1) for both in zip(self.prefix.values, values, strict=True)]
         return Prefix(keys, values)
 
     def _attention(self, lengths: list[int], keep: list[int], prefix: Prefix | None) -> PackedAttention:

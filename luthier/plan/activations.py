@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
+from luthier.config.adapter_targets import scales_its_input
 from luthier.plan.linears import LinearShape, layer_linears
 from luthier.plan.trainable import Trainable, trainable
 
@@ -38,7 +39,9 @@ def saved_bytes(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBa
     """Bytes kept between forward and backward by all layers and the final norm, without the head and the loss."""
     width, found = ACTIVATION_BYTES[dtype], trainable(shapes, adapter)
     lowest, last = found.lowest, shapes.num_layers - 1
-    total = 8.0 * micro.num_tokens if found.embedding else 0.0
+    total = _virtual(shapes, adapter, micro, width)
+    micro = behind_prompt(micro, adapter)
+    total += 8.0 * micro.num_tokens if found.embedding else 0.0
     for i in range(max(lowest, 0), shapes.num_layers):
         kept = micro.num_trained if i == last else micro.num_tokens
         total += _layer(shapes, adapter, found, i, width, micro, kept, device)
@@ -47,6 +50,31 @@ def saved_bytes(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBa
     if lowest <= last or found.last_norm:
         total += _norm(shapes, micro.num_trained, is_trained=found.last_norm)
     return int(total + _shared(shapes, adapter, found))
+
+
+def behind_prompt(micro: MicroBatch, adapter: AdapterSpec) -> MicroBatch:
+    """The micro-batch with its virtual tokens: one more document, computed once, that every other one sees."""
+    if adapter.facts.kind != "prompt":
+        return micro
+    count, tokens = adapter.num_virtual_tokens, micro.num_tokens
+    if adapter.method == "prefix_tuning":
+        return MicroBatch(tokens, micro.num_trained, micro.sight + count)
+    sight = ((micro.sight + count) * tokens + count * count) / (tokens + count)
+    return MicroBatch(tokens + count, micro.num_trained, sight)
+
+
+def _virtual(shapes: Shapes, adapter: AdapterSpec, micro: MicroBatch, width: int) -> float:
+    """What virtual tokens keep beside running as tokens: p-tuning's network, and their keys and values, which stand
+    before those of the pack (prefix tuning), or are copied for every document where scores are written out."""
+    if adapter.facts.kind != "prompt":
+        return 0.0
+    count, is_gemma = adapter.num_virtual_tokens, shapes.model_type == "gemma2"
+    network = 2 * FLOAT32 * count * shapes.hidden_size if adapter.method == "p_tuning" else 0
+    if adapter.method == "prefix_tuning":
+        size = 0 if is_gemma else 2 * FLOAT32 * shapes.num_kv_heads * shapes.head_dim
+        return float(size * count * shapes.num_layers)
+    copies = micro.num_tokens / micro.sight if is_gemma else 0.0
+    return network + copies * 2 * width * shapes.num_heads * shapes.head_dim * count * shapes.num_layers
 
 
 def _norm(shapes: Shapes, num_rows: int, *, is_trained: bool) -> int:
@@ -80,7 +108,7 @@ def _layer(
     # Nothing is kept before the first trained number: its gradient goes nowhere.
     begins = -1
     if i == found.lowest and not weights and not found.norms[i]:
-        begins = min(_STAGES[path.rpartition(".")[2]] for path in ranks)
+        begins = min((_STAGES[path.rpartition(".")[2]] for path in ranks), default=0)  # prefix tuning: attention
     elif i == found.lowest:
         begins = 0
     total = float(norm * tokens) if begins < 0 else 0.0
@@ -122,6 +150,9 @@ def _update(adapter: AdapterSpec, chosen: Sequence[tuple[LinearShape, int]], wid
     """What the low-rank updates on one product keep: x, x A', the A's side by side, B in half precision, the masks."""
     if not chosen:
         return 0.0
+    if adapter.method == "ia3":  # what is multiplied, and the vector in half precision
+        sides = [one.d_in if scales_its_input(one.leaf) else one.d_out for one, _ in chosen]
+        return float(sum(sides) * width * (num_rows + (width < FLOAT32)))
     d_in, ranks = chosen[0][0].d_in, sum(rank for _, rank in chosen)
     total = float((d_in * _keeps_x(adapter) + ranks) * num_rows * width)
     if len(chosen) > 1 or width < FLOAT32 or adapter.method in _FRESH_A:
@@ -133,7 +164,7 @@ def _update(adapter: AdapterSpec, chosen: Sequence[tuple[LinearShape, int]], wid
 
 def _keeps_x(adapter: AdapterSpec) -> bool:
     """Whether an update's backward pass needs its input."""
-    return adapter.method != "lora_fa" or adapter.lora_dropout > 0
+    return adapter.method not in ("lora_fa", "ia3") or adapter.lora_dropout > 0
 
 
 def _gained(

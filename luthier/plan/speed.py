@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError
-from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch
+from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, behind_prompt
 from luthier.plan.fitted import FITTED
 from luthier.plan.linears import LinearShape, layer_linears
 from luthier.plan.trainable import count_trainable, trainable
@@ -47,7 +47,7 @@ def count_operations(
 ) -> Operations:
     """Operations of one micro-batch; backward=False: of an evaluation."""
     inside, found = layer_linears(shapes), trainable(shapes, adapter)
-    first = found.lowest
+    first, micro = found.lowest, behind_prompt(micro, adapter)
     width, q_size = ACTIVATION_BYTES[dtype], shapes.num_heads * shapes.head_dim
     base = own = pairs_seen = plain = 0.0
     for i in range(shapes.num_layers):

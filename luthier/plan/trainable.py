@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
-from luthier.config.adapter_targets import first_layer, rank_of, start_rank
+from luthier.config.adapter_targets import first_layer, rank_of, scales_its_input, start_rank
 from luthier.plan.linears import LinearShape, adapted_layers, layer_linears, num_norms
 
 EMBEDDING = -1
@@ -20,7 +20,8 @@ EMBEDDING = -1
 class Trainable:
     """ranks: for every decoder layer, path -> rank of the update in its products; weights, norms: whether a layer's
     linear weights, and its norms, are trained; embedding, head, last_norm: whether these are; count: all numbers;
-    beside: those of them that are no weights of the base."""
+    beside: those of them that are no weights of the base; rows, keys_values: whether virtual tokens are trained at the
+    first layer's input, in every layer."""
 
     ranks: tuple[dict[str, int], ...]
     weights: tuple[bool, ...]
@@ -30,12 +31,16 @@ class Trainable:
     last_norm: bool
     count: int
     beside: int
+    rows: bool = False
+    keys_values: bool = False
 
     @property
     def lowest(self) -> int:
         """The lowest layer with something trained: EMBEDDING for all, the number of layers for the head alone."""
-        if self.embedding:
+        if self.embedding or self.rows:
             return EMBEDDING
+        if self.keys_values:
+            return 0
         parts = zip(self.ranks, self.weights, self.norms, strict=True)
         return next((i for i, part in enumerate(parts) if any(part)), len(self.ranks))
 
@@ -60,18 +65,23 @@ def trainable(shapes: Shapes, adapter: AdapterSpec) -> Trainable:
     own_head = head and not (shapes.tied and embedding and "lm_head" not in saved)
     last_norm = method == "full" or "norms" in saved
     table = shapes.vocab_size * shapes.hidden_size
+    beside += _prompt_size(shapes, adapter)
     beside += table if own_head and shapes.tied else 0
     count = beside + sum(weights) * sum(one.size + one.has_bias * one.d_out for one in inside.values())
     count += (sum(norms) * num_norms(shapes) + last_norm) * shapes.hidden_size + (
         embedding + (own_head and not shapes.tied)
     ) * table
-    return Trainable(tuple(ranks), weights, norms, embedding, head, last_norm, count, beside)
+    is_prefix = method == "prefix_tuning"
+    has_rows = adapter.facts.kind == "prompt" and not is_prefix
+    return Trainable(tuple(ranks), weights, norms, embedding, head, last_norm, count, beside, has_rows, is_prefix)
 
 
 def product_rank(adapter: AdapterSpec, name: str) -> int:
     """Width of the thin products of one layer's update."""
     if adapter.method == "adalora":
         return start_rank(adapter)
+    if adapter.method == "ia3":
+        return 0
     return rank_of(name, adapter) * (2 if adapter.method in ("pissa", "olora") else 1)
 
 
@@ -87,9 +97,20 @@ def _size(linear: LinearShape, adapter: AdapterSpec, name: str) -> int:
         return rank * d_out
     if adapter.method == "vera":
         return adapter.lora_r + d_out
+    if adapter.method == "ia3":
+        return d_in if scales_its_input(name) else d_out
     if adapter.method == "adalora":
         return start_rank(adapter) * (d_in + d_out + 1)
     return lora_size(linear, rank) + (d_out if adapter.method in ("dora", "qdora") else 0)
+
+
+def _prompt_size(shapes: Shapes, adapter: AdapterSpec) -> int:
+    """Numbers of the virtual tokens, and of p-tuning's three square layers."""
+    width = shapes.hidden_size
+    if adapter.method == "prefix_tuning":
+        width = 2 * shapes.num_layers * shapes.num_kv_heads * shapes.head_dim
+    network = 3 * width * (width + 1) if adapter.method == "p_tuning" else 0
+    return (adapter.num_virtual_tokens * width + network) * (adapter.facts.kind == "prompt")
 
 
 def count_trainable(shapes: Shapes, adapter: AdapterSpec) -> int:

@@ -87,8 +87,13 @@ def merge(
         shapes = {name: base.shape(name) for name in base.names}
         widths = {name.removesuffix(".weight"): (s[1], s[0]) for name, s in shapes.items() if len(s) == 2}
         stored = read_adapter(adapter_folder, widths)
+        if not stored.spec.facts.mergeable:
+            raise ArtifactError(
+                f"{adapter_folder}: {stored.spec.method} cannot be merged: it is no change of the base's weights",
+                hint="serve the adapter folder on its base",
+            )
         own_head = _head_of_its_own(stored, shapes, tied=bool(config.get("tie_word_embeddings")))
-        wanted = {f"{module}.weight" for module in stored.updates} | (set(stored.weights) - set(own_head))
+        wanted = {f"{module}.weight" for module in stored.modules} | (set(stored.weights) - set(own_head))
         if missing := sorted(wanted - set(base.names)):
             raise ArtifactError(
                 f"{adapter_folder}: {len(missing)} of {len(wanted)} adapter modules are not in the base: {missing[0]}",
@@ -126,7 +131,7 @@ def _merged(weight: torch.Tensor, stored: StoredAdapter, name: str, dtype: str |
         )
     rounded = exact.to(target)
     tally.count(exact, weight.float(), rounded.float())
-    tally.num_modules += name in stored.weights or name.removesuffix(".weight") in stored.updates
+    tally.num_modules += name in stored.weights or name.removesuffix(".weight") in stored.modules
     return rounded
 
 
@@ -134,7 +139,7 @@ def _head_of_its_own(
     stored: StoredAdapter, shapes: dict[str, tuple[int, ...]], *, tied: bool
 ) -> dict[str, torch.Tensor]:
     """The trained head where the base has only its tied embedding. Refuses a low-rank update of either twin."""
-    if tied and (twins := [name for name in stored.updates if name.rsplit(".", 1)[-1] in _TIED_TARGETS]):
+    if tied and (twins := [name for name in sorted(stored.modules) if name.rsplit(".", 1)[-1] in _TIED_TARGETS]):
         raise ArtifactError(
             f"the adapter changes {twins[0]}, whose weight is tied to its twin: merging one would silently change both",
             hint="leave lm_head and embed_tokens out of adapter.lora_target_modules, or untie the base first",

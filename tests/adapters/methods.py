@@ -17,7 +17,9 @@ from luthier.models.load import read_weight
 from luthier.types import Batch
 
 IDS = np.arange(24) * 7 % 200
-SETTINGS = {"layers": {"top_layers": 1}, "vera": {"lora_r": 32}}
+SETTINGS = {"layers": {"top_layers": 1}, "vera": {"lora_r": 32}} | {
+    method: {"num_virtual_tokens": 5} for method in ("prompt_tuning", "p_tuning", "prefix_tuning")
+}
 
 
 def spec_of(method: str, **changes) -> AdapterSpec:
@@ -33,7 +35,7 @@ def batch_of(ids: np.ndarray = IDS) -> Batch:
 def adapted(base: Path, spec: AdapterSpec, *, seed: int = 0, dtype: str | None = None) -> AdaptedModel:
     """The base with the method on it, in training mode."""
     model = load_frozen(base, dtype=dtype or ("nf4" if spec.facts.needs_nf4 else "float32"), sample=batch_of())
-    given = Given(lambda: model.hidden(batch_of()), lambda name: read_weight(base, name))
+    given = Given(lambda: model.hidden(batch_of()), lambda name: read_weight(base, name), list)
     handle = apply_method(model, spec, seed=seed, given=given)
     model.train()
     return handle

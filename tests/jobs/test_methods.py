@@ -13,7 +13,7 @@ from tests.jobs.test_run import only
 from tests.jobs.toy import make_texts, write_project
 
 SETTINGS = {"layers": ("adapter.top_layers=1",), "vera": ("adapter.lora_r=64",)}
-RATES = {"full": "1e-3", "layers": "1e-3", "head": "3e-3"}
+RATES = {"full": "1e-3", "layers": "1e-3", "head": "3e-3", "ia3": "3e-2"}
 
 
 def overrides(method: str) -> list[str]:
@@ -60,6 +60,7 @@ REFUSED = [
     (("adapter.rank_pattern={q_prj: 2}",), "'q_prj' matches no adapted layer", "nearest is q_proj"),
     (("adapter.method=full", "adapter.modules_to_save=[norms]"), "no parts beside", "leave it out"),
     (("adapter.method=adalora", "adapter.adalora_end=0.05"), "is not above adalora_start", "adalora_end"),
+    (("adapter.method=ia3", "adapter.lora_dropout=0.1"), "ia3 drops nothing", "leave it out"),
     (("adapter.modules_to_save=[norms]", "model.dtype=bfloat16"), "rounded away", "float32"),
 ]
 

@@ -35,7 +35,7 @@ def adapted(base, spec: AdapterSpec):
     dtype = "nf4" if spec.facts.needs_nf4 else "float32"
     batch = packed(read_shapes(base).vocab_size)
     model = load_frozen(base, dtype=dtype, sample=batch)
-    given = Given(lambda: model.hidden(batch), lambda name: read_weight(base, name))
+    given = Given(lambda: model.hidden(batch), lambda name: read_weight(base, name), list)
     return apply_method(model, spec, seed=0, given=given), dtype, batch
 
 
