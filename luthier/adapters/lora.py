@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from luthier.adapters.handle import AdaptedModel
 from luthier.config.adapter import AdapterSpec
 from luthier.config.adapter_targets import choose_targets, rank_of, scale_of
-from luthier.errors import TrainError
+from luthier.errors import ConfigError, TrainError
 from luthier.kernels.projection import Linear, LowRank
 
 
@@ -96,6 +96,7 @@ class LowRankModel(AdaptedModel):
         return self.spec.loraplus_lr_ratio if self.spec.method == "lora_plus" and is_b else 1.0
 
 
+_PLAIN = "adapter.method: lora"
 MakeLayer = Callable[[nn.Linear, int, float, float], LoraLinear]
 Ranks = Callable[[list[str]], dict[str, int]]
 
@@ -153,3 +154,18 @@ def apply_lora(model: nn.Module, spec: AdapterSpec, *, seed: int) -> LowRankMode
     """lora, rslora, lora_plus, lora_fa and qlora: one seed gives one set of start values. Raises as put_low_rank."""
     make = FrozenALinear if spec.method == "lora_fa" else LoraLinear
     return LowRankModel(model, spec, put_low_rank(model, spec, seed=seed, make=make))
+
+
+def apply_longlora(model: nn.Module, spec: AdapterSpec, *, seed: int) -> LowRankModel:
+    """longlora (arXiv 2309.12307): LoRA under shifted sparse attention (models/shifted.py). Raises as put_low_rank, and
+    ConfigError for a model that is not luthier's own decoder or has one key/value head."""
+    decoder: Any = model
+    if not hasattr(decoder, "shift_group"):
+        raise ConfigError(f"adapter.method: longlora needs luthier's own decoder ({decoder.note})", hint=_PLAIN)
+    if decoder.spec.num_kv_heads < 2:
+        raise ConfigError(
+            "adapter.method: longlora shifts half of the key/value heads, and this base has one", hint=_PLAIN
+        )
+    adapted = apply_lora(model, spec, seed=seed)
+    decoder.shift_group = spec.longlora_group
+    return adapted

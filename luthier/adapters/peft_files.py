@@ -161,7 +161,7 @@ def _saved_modules(adapted: LowRankModel, tensors: dict[str, Tensor]) -> dict[st
         return {"modules_to_save": None}
     names = dict(adapted.model.named_parameters())
     twins = [n for n, _ in adapted.model.named_parameters(remove_duplicate=False) if n not in names and _is_head(n)]
-    if not twins or "embed_tokens" not in adapted.spec.modules_to_save:
+    if not twins or "embed_tokens" not in adapted.spec.saved_parts:
         return {"modules_to_save": modules}
     table = next(parameter for name, parameter in found.items() if "embed" in name)
     tensors[f"{PREFIX}{twins[0]}"] = on_disk(table).clone()  # one tensor, which PEFT wants under both names

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from luthier.adapters.adalora import apply_adalora
+from luthier.adapters.bottleneck import apply_bottleneck
 from luthier.adapters.dora import apply_dora
 from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.ia3 import apply_ia3
-from luthier.adapters.lora import apply_lora
+from luthier.adapters.lora import apply_longlora, apply_lora
 from luthier.adapters.soft_prompts import apply_soft_prompt
 from luthier.adapters.starts import apply_eva, apply_loftq, apply_offset
 from luthier.adapters.vera import apply_vera
@@ -35,6 +36,7 @@ METHODS: dict[str, Apply] = {
     "rslora": apply_lora,
     "lora_plus": apply_lora,
     "lora_fa": apply_lora,
+    "longlora": apply_longlora,
     "qlora": apply_lora,
     "dora": apply_dora,
     "qdora": apply_dora,
@@ -48,7 +50,10 @@ METHODS: dict[str, Apply] = {
     "prompt_tuning": apply_soft_prompt,
     "p_tuning": apply_soft_prompt,
     "prefix_tuning": apply_soft_prompt,
+    "houlsby": apply_bottleneck,
+    "pfeiffer": apply_bottleneck,
     "full": apply_weights,
+    "galore": apply_weights,
     "layers": apply_weights,
     "head": apply_weights,
 }
@@ -63,7 +68,7 @@ def apply_method(model: nn.Module, spec: AdapterSpec, *, seed: int, given: Given
     needs = {"eva": {"feed": given.feed}, "loftq": {"original": given.original}}
     needed = {"encode": given.encode} if spec.facts.kind == "prompt" else needs.get(spec.method, {})
     adapted = METHODS[spec.method](model, spec, seed=seed, **needed)
-    if spec.modules_to_save:
-        train_parts(model, spec.modules_to_save)
+    if spec.saved_parts:
+        train_parts(model, spec.saved_parts)
         adapted.extra_weights = True
     return adapted

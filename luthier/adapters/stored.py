@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from luthier.adapters.bottleneck import load_bottleneck, read_bottleneck
 from luthier.adapters.dora import TINY, DoraLinear
 from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.ia3 import StoredScale, load_scales, read_scales
@@ -73,7 +74,7 @@ class StoredUpdate:
 @dataclass(frozen=True)
 class StoredAdapter:
     """What a folder holds. updates, scales: by module; weights: parts of the base that were trained in full, by tensor
-    name; prompt: of virtual tokens; nf4: the base was rounded to 4 bits under it."""
+    name; prompt: of virtual tokens; bottlenecks: by parameter; nf4: the base was rounded to 4 bits under it."""
 
     folder: Path
     spec: AdapterSpec
@@ -81,6 +82,7 @@ class StoredAdapter:
     scales: dict[str, StoredScale] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     prompt: Tensor | None = None
+    bottlenecks: dict[str, Tensor] = field(default_factory=dict)
     nf4: bool = False
 
     @property
@@ -136,9 +138,13 @@ def read_adapter(folder: Path, widths: Widths) -> StoredAdapter:
     nf4 = own.get("base_weights") == "nf4"
     if own and not (folder / CONFIG_FILE).is_file():
         method = own.get("method")
-        if method not in FACTS or FACTS[method].kind != "weights":
+        kind = FACTS[method].kind if method in FACTS else ""
+        if kind not in ("weights", "bottleneck"):
             raise ArtifactError(f"{folder / OWN_FILE}: method is {method!r}, which needs a PEFT config beside it")
-        return StoredAdapter(folder, AdapterSpec(method=method), weights=read_tensors(folder))
+        tensors = read_tensors(folder)
+        if kind == "bottleneck":
+            return StoredAdapter(folder, read_bottleneck(method, tensors, folder), bottlenecks=tensors, nf4=nf4)
+        return StoredAdapter(folder, AdapterSpec(method=method), weights=tensors)
     config = _read_config(folder)
     tensors = {key.removeprefix(PREFIX): x for key, x in read_tensors(folder).items()}
     if config["peft_type"] == "IA3":
@@ -290,6 +296,8 @@ def load_adapter(model: nn.Module, folder: Path) -> AdaptedModel:
             for name, linear in linears.items():
                 if name.rsplit(".", 1)[-1] not in HEADS and layer_of(name) >= 0 and linear.weight.is_floating_point():
                     linear.weight.copy_(nf4_rounded(linear.weight))
+    if stored.bottlenecks:
+        return load_bottleneck(model, stored.spec, stored.bottlenecks, folder)
     if stored.prompt is not None:
         return load_prompt(model, stored.spec, stored.prompt, folder)
     if stored.scales:

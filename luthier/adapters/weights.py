@@ -1,5 +1,5 @@
-"""Methods that train weights of the base itself: full (all), layers (the last k), head (the output head), and the parts
-that modules_to_save adds to a low-rank method.
+"""Methods that train weights of the base itself: full (all), galore (all, moved by engine/galore.py), layers (the last
+k), head (the output head), and the parts that modules_to_save adds to a low-rank method.
 
 A tied head is one tensor with the embedding: full trains the one tensor with both gradients; head, and lm_head in
 modules_to_save, give the head a tensor of its own first, because training it would move the embedding too.
@@ -13,6 +13,7 @@ from torch import nn
 
 from luthier.adapters.handle import AdaptedModel
 from luthier.config.adapter import AdapterSpec
+from luthier.config.adapter_methods import WHOLE
 from luthier.config.adapter_targets import HEADS, first_layer, layer_of
 from luthier.errors import ConfigError
 
@@ -20,9 +21,9 @@ _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 
 
 def apply_weights(model: nn.Module, spec: AdapterSpec, *, seed: int) -> AdaptedModel:
-    """full, layers and head, in place; nothing is drawn. Raises ConfigError where the model lacks the part."""
+    """full, galore, layers and head, in place; nothing is drawn. Raises ConfigError where the model lacks the part."""
     del seed
-    model.requires_grad_(spec.method == "full")
+    model.requires_grad_(spec.method in WHOLE)
     adapted = AdaptedModel(model, spec)
     adapted.extra_weights = True
     if spec.method == "head":

@@ -14,15 +14,18 @@ class AdapterSpec(Spec):
     """Which method adapts the base, and its settings. docs/training.md says what each is."""
 
     method: Literal[
-        "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "loftq", "vera", "adalora", "qlora",
-        "qdora", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "full", "layers", "head",
+        "lora", "rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "loftq", "vera", "adalora",
+        "longlora", "qlora", "qdora", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "houlsby", "pfeiffer",
+        "full", "galore", "layers", "head",
     ] = "lora"  # fmt: skip
     """lora and its kin train low-rank updates; ia3 factors of keys, values and feed-forward inputs; prompt_tuning,
-    p_tuning and prefix_tuning virtual tokens before every row; full every weight, layers those of the top_layers, head
-    the output head. qlora, qdora and loftq need model.dtype: nf4."""
+    p_tuning and prefix_tuning virtual tokens before every row; houlsby and pfeiffer small networks behind the blocks
+    of every layer; longlora LoRA, embedding and norms under sparse attention; full every weight, galore every weight
+    with an optimizer of low rank, layers those of the top_layers, head the output head. qlora, qdora and loftq need
+    model.dtype: nf4."""
     lora_r: Rank = 16
     """Rank: 4-8 for simple tasks, 16-32 usual, 64 for complex ones; vera wants 256. adalora: the mean rank at the
-    end."""
+    end; galore: directions of the optimizer; houlsby, pfeiffer: width of the bottleneck."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """Scaling numerator: the update is multiplied by alpha / r (alpha / sqrt(r) with use_rslora or method rslora)."""
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -54,6 +57,13 @@ class AdapterSpec(Spec):
     """adalora: steps from one cut to the next."""
     adalora_orthogonal: Annotated[float, Field(ge=0)] = 0.5
     """adalora: weight of the penalty that keeps A and B orthogonal."""
+    longlora_group: Annotated[int, Field(ge=2)] = 256
+    """longlora: tokens that see each other in training; its paper takes a quarter of the context. Evaluation and
+    serving see everything."""
+    galore_interval: Annotated[int, Field(ge=1)] = 200
+    """galore: updates from one choice of subspaces (of lora_r directions) to the next."""
+    galore_scale: Annotated[float, Field(gt=0)] = 1.0
+    """galore: factor of a projected step; the paper's are 0.25 (pretraining) and 4 (fine-tuning at rank 4)."""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=4096)] = 20
     """prompt_tuning, p_tuning, prefix_tuning: tokens before every row. They come on top of train.sequence_len."""
     prompt_init_text: str = ""
@@ -62,6 +72,12 @@ class AdapterSpec(Spec):
     cache_frozen: Literal["auto", "never"] = "auto"
     """What layers below everything trained compute is kept per row from the first epoch on, where there is more than
     one epoch and memory for it; equal to rounding."""
+
+    @property
+    def saved_parts(self) -> tuple[str, ...]:
+        """modules_to_save, and the parts that the method always trains in full."""
+        own = ("embed_tokens", "norms") if self.method == "longlora" else ()
+        return tuple(dict.fromkeys((*self.modules_to_save, *own)))
 
     @property
     def facts(self) -> MethodFacts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.config.adapter import AdapterSpec
+from luthier.config.adapter_methods import WHOLE
 
 if TYPE_CHECKING:
     from luthier.config.project import ProjectSpec
@@ -18,7 +19,15 @@ Problem = tuple[str, str, str]
 def adapter_problems(spec: ProjectSpec) -> list[Problem]:
     """(key, what is wrong, next move) of everything that cannot be."""
     adapter = spec.adapter
-    return [*_base_type(spec), *_parts(adapter), *_adalora(adapter)]
+    return [*_base_type(spec), *_parts(adapter), *_adalora(adapter), *_longlora(spec)]
+
+
+def _longlora(spec: ProjectSpec) -> list[Problem]:
+    group, longest = spec.adapter.longlora_group, spec.train.sequence_len
+    if spec.adapter.method != "longlora" or group < longest:
+        return []
+    wrong = f"{group} is not below train.sequence_len {longest}, so every row is one group: attention as ever"
+    return [("adapter.longlora_group", wrong, f"longlora_group: {max(2, longest // 4)}; or adapter.method: lora")]
 
 
 def _base_type(spec: ProjectSpec) -> list[Problem]:
@@ -29,7 +38,7 @@ def _base_type(spec: ProjectSpec) -> list[Problem]:
             return [("adapter.method", wrong, "model.dtype: nf4; or, on this base, adapter.method: lora")]
         wrong = f"{method} trains weights of the base itself, which {dtype} cannot hold exactly"
         return [("model.dtype", wrong, f"model.dtype: {' or '.join(facts.dtypes)}; or adapter.method: lora")]
-    if spec.adapter.modules_to_save and dtype not in ("float32", "int8", "nf4"):
+    if spec.adapter.saved_parts and dtype not in ("float32", "int8", "nf4"):
         wrong = f"the parts that are trained in full would be {dtype}, where small updates are rounded away"
         return [("adapter.modules_to_save", wrong, "model.dtype: float32, or leave modules_to_save out")]
     return []
@@ -44,11 +53,11 @@ def _parts(adapter: AdapterSpec) -> list[Problem]:
     if adapter.prompt_init_text and method not in ("prompt_tuning", "prefix_tuning"):
         wrong = f"{method} does not start as a text"
         problems.append(("adapter.prompt_init_text", wrong, "leave it out, or adapter.method: prompt_tuning"))
-    if adapter.facts.kind == "prompt" and not isinstance(adapter.lora_target_modules, str):
-        wrong = f"{method} puts nothing onto linear layers"
+    if adapter.facts.kind in ("prompt", "bottleneck") and not isinstance(adapter.lora_target_modules, str):
+        wrong = f"{method} has places of its own in the model"
         problems.append(("adapter.lora_target_modules", wrong, "leave it out, or adapter.method: lora"))
-    if (method in ("full", "head") or adapter.facts.kind == "prompt") and adapter.top_layers is not None:
-        hint = "adapter.method: layers" if method == "full" else "leave top_layers out"
+    if (method in (*WHOLE, "head") or adapter.facts.kind == "prompt") and adapter.top_layers is not None:
+        hint = "adapter.method: layers" if method in WHOLE else "leave top_layers out"
         problems.append(("adapter.top_layers", f"{method} has no layers to choose", hint))
     patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(adapter, key)]
     if patterns and (adapter.facts.kind != "low-rank" or method in ("vera", "adalora")):

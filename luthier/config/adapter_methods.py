@@ -37,6 +37,8 @@ class MethodFacts:
         return ("float32",) if self.kind == "weights" else ("float32", "bfloat16", "int8", "nf4", "auto")
 
 
+WHOLE = ("full", "galore")
+"""Methods that train every weight."""
 _BEHIND_TOKENS = {"mergeable": False, "starts_as": "the base behind some of its own tokens"}
 _EXACT = {"peft_type": None, "per_request": False, "keeps_base": False}
 
@@ -54,6 +56,7 @@ FACTS: dict[str, MethodFacts] = {
     ),
     "vera": MethodFacts("low-rank", "arXiv 2310.11454", peft_type="VERA"),
     "adalora": MethodFacts("low-rank", "arXiv 2303.10512"),
+    "longlora": MethodFacts("low-rank", "arXiv 2309.12307", per_request=False, keeps_base=False),
     "qlora": MethodFacts("low-rank", "arXiv 2305.14314", starts_as="the 4-bit base", needs_nf4=True),
     "qdora": MethodFacts("low-rank", "arXiv 2402.09353 on 2305.14314", starts_as="the 4-bit base", needs_nf4=True),
     "ia3": MethodFacts("vectors", "arXiv 2205.05638", peft_type="IA3"),
@@ -62,7 +65,10 @@ FACTS: dict[str, MethodFacts] = {
         "prompt", "arXiv 2103.10385", peft_type="P_TUNING", mergeable=False, starts_as="the base behind random rows"
     ),
     "prefix_tuning": MethodFacts("prompt", "arXiv 2101.00190", peft_type="PREFIX_TUNING", **_BEHIND_TOKENS),
+    "houlsby": MethodFacts("bottleneck", "arXiv 1902.00751", peft_type=None, mergeable=False),
+    "pfeiffer": MethodFacts("bottleneck", "arXiv 2005.00247", peft_type=None, mergeable=False),
     "full": MethodFacts("weights", "every weight", **_EXACT),
+    "galore": MethodFacts("weights", "arXiv 2403.03507", **_EXACT),
     "layers": MethodFacts("weights", "the top layers' weights", **_EXACT),
     "head": MethodFacts("weights", "the output head's weights", **_EXACT),
 }

@@ -20,6 +20,12 @@ _KEYS_AND_VALUES = ("k_proj", "v_proj", "qkv_proj", "query_key_value")
 _FEED_FORWARD_ENDS = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 
 
+_BLOCK_ENDS = ("o_proj", "out_proj", *_FEED_FORWARD_ENDS)
+_OWN_TARGETS = {
+    "ia3": (*_KEYS_AND_VALUES, *_FEED_FORWARD_ENDS), "houlsby": _BLOCK_ENDS, "pfeiffer": _FEED_FORWARD_ENDS
+}  # fmt: skip
+
+
 def choose_targets(widths: Mapping[str, tuple[int, int]], spec: AdapterSpec, *, any_rank: bool = False) -> list[str]:
     """The names that get an adapter, in the order of `widths` (every linear layer's name -> in, out features).
 
@@ -56,15 +62,15 @@ def scales_its_input(name: str) -> bool:
 
 
 def _usual(head_free: list[str], spec: AdapterSpec) -> set[str]:
-    """What all-linear means. Raises ConfigError for a model without any layer that ia3 changes."""
-    if spec.method != "ia3":
+    """What all-linear means. Raises ConfigError for a model without any layer that the method is for."""
+    if spec.method not in _OWN_TARGETS:
         return set(head_free)
-    chosen = {name for name in head_free if _leaf(name) in _KEYS_AND_VALUES or scales_its_input(name)}
+    chosen = {name for name in head_free if _leaf(name) in _OWN_TARGETS[spec.method]}
     if not chosen and isinstance(spec.lora_target_modules, str):
         leaves = ", ".join(sorted({_leaf(name) for name in head_free}))
         raise ConfigError(
-            f"adapter.method: ia3 knows no keys, values or feed-forward outputs among {leaves}",
-            hint="name the layers: adapter.lora_target_modules; or adapter.method: lora",
+            f"adapter.method: {spec.method} knows none of the layers {leaves} of this model",
+            hint="adapter.method: lora",
         )
     return chosen
 
@@ -83,6 +89,11 @@ def layer_of(name: str) -> int:
     """The number in a layer's name, -1 when it has none."""
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     return int(found[1]) if found else -1
+
+
+def is_projected(name: str, num_dimensions: int) -> bool:
+    """galore: whether a weight of this name is updated in a subspace: the matrices of the decoder layers."""
+    return num_dimensions == 2 and layer_of(name) >= 0
 
 
 def rank_of(name: str, spec: AdapterSpec) -> int:

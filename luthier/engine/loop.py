@@ -26,6 +26,7 @@ from luthier.engine import checkpoint, generators
 from luthier.engine.attempts import Attempts
 from luthier.engine.averages import MovingAverage, mean_of, moving_average_of, put
 from luthier.engine.evaluation import DevSplit, StopAsked
+from luthier.engine.galore import with_projection
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
 from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, Supply, batches_of
 from luthier.engine.memory import KeptMemory, PeakMemory, held_bytes
@@ -138,7 +139,7 @@ class _Run:
         self.machine = machine_facts(self.device)
         self.adapted = adapted or AdaptedModel(model, AdapterSpec())
         groups = parameter_groups(model, self.parameters, spec, self.adapted.rate_factor)
-        self.optimizer = make_adamw(groups, spec)
+        self.optimizer = with_projection(make_adamw(groups, spec), self.parameters, self.adapted.spec)
         self.average = MovingAverage(self.parameters, spec.ema_decay)
         self.state = RunState()
         self.saved_step = -1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luthier.config.train import TrainSpec
 
-_STATE = ("exp_avg", "exp_avg_sq", "step")
+_STATE, _PROJECTOR = ("exp_avg", "exp_avg_sq", "step"), "projector"
 
 
 def make_adamw(groups: Sequence[dict[str, Any]], spec: TrainSpec) -> torch.optim.AdamW:
@@ -35,12 +35,13 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
 
 
 def moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """First and second moments and step counts as `<parameter>.<what>`; empty before the first update."""
+    """First and second moments, step counts and (galore) directions as `<parameter>.<what>`; empty before the first
+    update."""
     return {
-        f"{name}.{what}": optimizer.state[parameter][what].detach().cpu().contiguous()
+        f"{name}.{what}": value.detach().cpu().contiguous()
         for name, parameter in parameters.items()
         if parameter in optimizer.state
-        for what in _STATE
+        for what, value in optimizer.state[parameter].items()
     }
 
 
@@ -49,7 +50,8 @@ def load_moments(
 ) -> None:
     """Puts back what `moments` gave, bit for bit. Raises KeyError when a parameter has no entry."""
     for name, parameter in parameters.items():
+        held = (*_STATE, _PROJECTOR) if f"{name}.{_PROJECTOR}" in tensors else _STATE
         optimizer.state[parameter] = {
             what: tensors[f"{name}.{what}"].to(parameter.device, copy=True)
-            for what in _STATE  # fused: the step too
+            for what in held  # fused: the step too
         }

@@ -13,6 +13,11 @@ from luthier.ship.parity import ParityMetrics, ParityRecord
 FILE = "artefacts.json"
 
 
+def artefact_folders(built: Path) -> tuple[Path, Path]:
+    """(merged model, adapter) of a build; just one of them is there."""
+    return built / "merged", built / "adapter"
+
+
 def write_artefacts(folder: Path, artefacts: Sequence[Artefact]) -> None:
     """Records what was built in `folder`, with its parity."""
     entries = [

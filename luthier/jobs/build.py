@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.adapters.peft_files import OWN_FILE
 from luthier.adapters.stored import load_adapter
 from luthier.bases.resolve import Base
 from luthier.config.load import Project
 from luthier.config.ship import ParityLimit, ShipSpec
 from luthier.data.stored import read_rows
+from luthier.errors import ConfigError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of, write_artefacts
 from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
@@ -37,6 +40,7 @@ from luthier.ship.parity import (
     parity,
     record_reference,
 )
+from luthier.ship.peft_reader import peft_logits
 from luthier.store.publish import digest_file
 from luthier.types import Row
 
@@ -55,10 +59,22 @@ class _Parity:
 def build(project: Project) -> None:
     """The verb: prepares and trains first when that is needed."""
     check_answers(project)
+    check_formats(project)
     opened = open_base(project)
     check_method(project, opened)
     prepared = prepare_stage(project, opened)
     build_stage(project, opened, prepared, train_stage(project, opened, prepared))
+
+
+def check_formats(project: Project) -> None:
+    """Raises ConfigError, before anything is read, where files are asked for that this method cannot give."""
+    adapter, ship = project.spec.adapter, project.spec.ship
+    if not adapter.facts.mergeable and ship.formats:
+        raise ConfigError(
+            f"adapter.method {adapter.method} cannot be merged into the base, so there is no merged model and no "
+            f"{' or '.join(ship.formats)}",
+            hint="ship.formats: [] builds and publishes the adapter folder, which is served on its base",
+        )
 
 
 def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: Stage) -> Stage:
@@ -79,6 +95,8 @@ def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: St
 
 def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
     ship = project.spec.ship
+    if not project.spec.adapter.facts.mergeable:
+        return _build_adapter(opened, adapter, rows[: ship.parity_rows], folder, ship)
     report = merge(opened.base.folder, adapter, folder / "merged", stop_ids=opened.codec.stop_ids)
     held = _reference(opened, adapter, rows[: ship.parity_rows], folder)
     artefacts = [Artefact("merged", folder / "merged", (_check_folder(folder / "merged", held, ship),))]
@@ -100,6 +118,25 @@ def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row
         "changed_share": report.changed_share,
         "artefacts": {artefact.name: artefact.passed for artefact in artefacts},
     }
+
+
+def _build_adapter(
+    opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path, ship: ShipSpec
+) -> dict[str, Any]:
+    """The adapter folder as the artefact, read back on its base: by PEFT where it has the method and a base like it."""
+    shutil.copytree(adapter, folder / "adapter")
+    held = _reference(opened, adapter, rows, folder)
+    if not (adapter / OWN_FILE).is_file():
+        candidate = ModelCandidate("PEFT", peft_logits(opened.base.folder, folder / "adapter"))
+    else:
+        model = load_model(opened.base.folder)
+        load_adapter(model, folder / "adapter")
+        candidate = ModelCandidate("luthier", model_logits(model.eval()))
+    record = judge("adapter", candidate.name, parity(held.reference, candidate), _limits(ship.thresholds.merged))
+    (folder / "reference.npy").unlink()
+    artefact = Artefact("adapter", folder / "adapter", (record,), ("is no model by itself: serve it on its base",))
+    write_artefacts(folder, [artefact])
+    return {"artefacts": {artefact.name: artefact.passed}}
 
 
 def _reference(opened: OpenBase, adapter: Path, rows: Sequence[Row], folder: Path) -> _Parity:

@@ -10,6 +10,7 @@ from luthier.bases.resolve import resolve_base
 from luthier.config.load import Project, load_project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
+from luthier.jobs.artefacts import artefact_folders
 from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
 from luthier.jobs.prepare import prepare_stage
@@ -27,15 +28,17 @@ def chat(
         raise ConfigError("--model and --base exclude each other", hint="give one of them")
     if message is not None and not message.strip():
         raise ConfigError("--message is empty", hint="say something, or leave it out for a conversation")
-    system = ""
+    system, adapter = "", None
     if model is not None:
         opened = open_folder(resolve_base(str(model)))
     else:
         project = load_project(config, overrides)
         opened, system = open_base(project), project.spec.data.system
         if not base:
-            opened = open_folder(resolve_base(str(_build_of(project, opened))))
-    sampler = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=1)
+            merged, adapter = artefact_folders(_build_of(project, opened))
+            adapter = adapter if adapter.is_dir() else None
+            opened = opened if adapter else open_folder(resolve_base(str(merged)))
+    sampler = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=1, adapter=adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     if message is not None:
         _answer(sampler, opened, [*history, {"role": "user", "content": message}], max_new_tokens)
@@ -46,7 +49,7 @@ def chat(
 
 
 def _build_of(project: Project, opened: OpenBase) -> Path:
-    """The merged model of the build that the project file, as it stands, leads to. Raises ArtifactError."""
+    """The build that the project file, as it stands, leads to. Raises ArtifactError."""
     looked_up = replace(project, reuse_only=True)
     try:
         with console.silence():
@@ -59,7 +62,7 @@ def _build_of(project: Project, opened: OpenBase) -> Path:
             f"nothing is built yet for this project as it stands ({missing})",
             hint=f"luthier run first; {other}--base for the untuned base",
         ) from None
-    return built.folder / "merged"
+    return built.folder
 
 
 def _ask() -> str:

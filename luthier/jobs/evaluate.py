@@ -19,7 +19,8 @@ from luthier.evaluate.run import CaseSets, Context, Subject, refuse_references
 from luthier.evaluate.run import evaluate as evaluate_arms
 from luthier.evaluate.verdict import Verdict
 from luthier.jobs import console
-from luthier.jobs.build import build_stage
+from luthier.jobs.artefacts import artefact_folders
+from luthier.jobs.build import build_stage, check_formats
 from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
 from luthier.jobs.objective import check_answers
 from luthier.jobs.pins import pin_all
@@ -53,6 +54,7 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     tune = None if adapter is None and model is None else _tune_of_folder(adapter, model)
     if tune is None:
         check_answers(project)
+        check_formats(project)
     opened = open_base(project)
     prepared = prepare_stage(project, opened)
     check_judgeable(project, prepared)
@@ -84,8 +86,9 @@ def check_judgeable(project: Project, prepared: Stage) -> None:
 
 
 def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
-    """The tuned arm is the built artefact: the merged folder."""
-    return Tune(built.folder / "merged", None, built.digest, report_sections(prepared, trained, built), built)
+    """The tuned arm is the built artefact: the merged folder, or the adapter of a method that cannot be merged."""
+    model, adapter = (folder if folder.is_dir() else None for folder in artefact_folders(built.folder))
+    return Tune(model, adapter, built.digest, report_sections(prepared, trained, built), built)
 
 
 def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:

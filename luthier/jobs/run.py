@@ -9,7 +9,7 @@ import time
 
 from luthier.config.load import Project
 from luthier.jobs import console
-from luthier.jobs.build import build_stage
+from luthier.jobs.build import build_stage, check_formats
 from luthier.jobs.device import choose_device
 from luthier.jobs.diagnose import diagnose_judged
 from luthier.jobs.evaluate import check_judgeable, evaluate_stage, read_verdict, tune_of_build
@@ -27,6 +27,7 @@ def run(project: Project, *, profile: int = 0, began: float | None = None) -> in
     """Runs the whole project; returns the verdict's exit code. profile, began: see `train`."""
     started = time.monotonic()
     check_answers(project)
+    check_formats(project)
     choose_device(project.spec.train.device)
     opened = open_base(project)
     check_method(project, opened)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from luthier.config.adapter import AdapterSpec
 from luthier.config.project import ProjectSpec
 from luthier.data.pack import LayOut, Sharing, epoch_batches, make_batch, make_shared_batch, measure_sharing
 from luthier.jobs import console
@@ -34,7 +35,7 @@ class Layout:
 def decide(spec: ProjectSpec, rows: RowSet, packs: Sequence[Sequence[int]], *, can_share: bool = True) -> Layout:
     """make_shared_batch where train.share_prefix, the rows, the adapter and the model allow it, else make_batch."""
     plain = Layout(make_batch)
-    if spec.train.share_prefix == "never" or spec.adapter.facts.kind == "prompt":
+    if spec.train.share_prefix == "never" or not _can_share(spec.adapter):
         return plain
     sharing, always = measure_sharing(rows, packs[:_LOOKED_AT]), spec.train.share_prefix == "always"
     if not sharing.rows_sharing or (sharing.share_saved < _WORTH_IT and not always):
@@ -48,6 +49,11 @@ def decide(spec: ProjectSpec, rows: RowSet, packs: Sequence[Sequence[int]], *, c
             f"{sharing.share_saved:.0%} of the tokens, with one draw of dropout for all rows of a prefix)",
         )
     return Layout(make_shared_batch, sharing.share_saved, f"{_saving(sharing)} need no computing")
+
+
+def _can_share(adapter: AdapterSpec) -> bool:
+    """Virtual tokens are a shared prefix themselves; groups of sparse attention would cut it."""
+    return adapter.facts.kind != "prompt" and adapter.method != "longlora"
 
 
 def choose_batches(spec: ProjectSpec, model: _Model, train_set: RowSet) -> LayOut:

@@ -21,7 +21,7 @@ from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
 from luthier.engine.warm_up import start_warm_up
-from luthier.errors import BaseModelError, TemplateError
+from luthier.errors import BaseModelError, ConfigError, TemplateError
 from luthier.jobs import console
 from luthier.jobs.course import open_course
 from luthier.jobs.device import choose_device, devices_of
@@ -42,7 +42,7 @@ from luthier.jobs.waste import waste_line
 from luthier.models.int8 import load_frozen
 from luthier.models.other import TransformersModel
 from luthier.plan.linears import OWN_MODELS
-from luthier.plan.trainable import trainable
+from luthier.plan.trainable import optimizer_size
 
 VERSION = 1
 _KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints", "rollouts")
@@ -58,13 +58,25 @@ def train(project: Project, *, profile: int = 0, began: float | None = None) -> 
 
 
 def check_method(project: Project, opened: OpenBase) -> None:
-    """Raises ConfigError, before data or weights are read, for targets, ranks and parts that the base does not have."""
+    """Raises ConfigError, before data or weights are read, for targets, ranks and parts that the base does not have, or
+    virtual tokens where it has no place for them."""
     try:
         shapes = read_shapes(opened.base.folder)
     except BaseModelError:  # its sizes have other names: applying the method will say
         return
+    adapter = project.spec.adapter
     if shapes.model_type in OWN_MODELS:
-        trainable(shapes, project.spec.adapter)
+        optimizer_size(shapes, adapter)
+        if adapter.method == "longlora" and shapes.num_kv_heads < 2:
+            raise ConfigError(
+                "adapter.method: longlora shifts half of the key/value heads, and this base has one",
+                hint="adapter.method: lora",
+            )
+    elif adapter.facts.kind == "prompt" or adapter.method == "longlora":
+        raise ConfigError(
+            f"adapter.method: {adapter.method} needs luthier's own decoder, and this base is a {shapes.model_type!r}",
+            hint=f"adapter.method: lora; or a base of {', '.join(OWN_MODELS)}",
+        )
 
 
 def train_stage(

@@ -27,6 +27,7 @@ from luthier.models.packed import as_ids
 from luthier.models.rope import RopeTable, rotate
 from luthier.models.row_cache import RowCache
 from luthier.models.session import DecoderSession
+from luthier.models.shifted import ShiftedAttention
 from luthier.models.soft_prompt import SoftPrompt, hidden_behind
 from luthier.models.spec import DecoderSpec
 from luthier.types import Batch
@@ -169,6 +170,8 @@ class Decoder(nn.Module):
 
     row_cache: RowCache | None = None
     """Where rows are kept whose lower layers are frozen; set by the run that knows that it pays."""
+    shift_group: int | None = None
+    """Tokens of a group of shifted sparse attention, which holds in training alone; None = whole attention."""
 
     def __init__(self, spec: DecoderSpec, config: dict[str, Any], note: str = "") -> None:
         super().__init__()
@@ -186,8 +189,8 @@ class Decoder(nn.Module):
 
     @property
     def shares_prefixes(self) -> bool:
-        """Not behind virtual tokens, which are a shared prefix themselves."""
-        return self.soft_prompt is None
+        """Not behind virtual tokens, which are a shared prefix themselves, nor in groups that would cut it."""
+        return self.soft_prompt is None and self.shift_group is None
 
     def tie(self) -> None:
         """Makes the head share the embedding's parameter where the spec says so."""
@@ -217,6 +220,8 @@ class Decoder(nn.Module):
         """(K, D) after the final norm at batch.keep_K, in its order."""
         if self.row_cache is not None:
             return self.row_cache.hidden(batch)
+        if self.shift_group is not None and self.training:
+            batch = unshared(batch)
         if self.prompt is not None:
             return hidden_behind(self, self.prompt, batch)
         ids_T, positions_T = as_ids(batch.ids_T, self.device), as_ids(batch.positions_T, self.device)
@@ -227,10 +232,13 @@ class Decoder(nn.Module):
             raise ValueError(f"cu_seqlens ends at {plan.num_tokens}, but there are {len(ids_T)} tokens")
         return self.run(ids_T, self.packed_rope(positions_T, plan), self.attend(plan), plan.keep_K)
 
-    def attend(self, plan: PackPlan) -> PackedAttention:
+    def attend(self, plan: PackPlan) -> Attend:
         """Attention within the documents of one pack."""
         spec = self.spec
-        return PackedAttention(plan, spec.windows, spec.attention_scale, spec.attention_soft_cap)
+        whole = PackedAttention(plan, spec.windows, spec.attention_scale, spec.attention_soft_cap)
+        if self.shift_group is None or not self.training:
+            return whole
+        return ShiftedAttention.of(whole, self.shift_group)
 
     def run(self, ids_T: torch.Tensor, rope: Rope, attend: Attend, keep_K: torch.Tensor | None) -> torch.Tensor:
         """The whole stack under any Attend; only the last layer is pruned to keep_K."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from luthier.errors import BaseModelError
-from luthier.models.attention import PackedAttention, PackPlan, Prefix, plan_pack
+from luthier.models.attention import Attend, PackPlan, Prefix, plan_pack
 from luthier.models.family import unshared
 from luthier.models.packed import as_ids
 from luthier.types import Batch
@@ -82,8 +82,8 @@ class PrefixAttention:
     tokens' queries and of the kept ones'."""
 
     pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    every: PackedAttention
-    kept: PackedAttention
+    every: Attend
+    kept: Attend
 
     @classmethod
     def of(cls, model: Decoder, prompt: SoftPrompt, every: PackPlan, kept: PackPlan) -> PrefixAttention:

@@ -40,7 +40,7 @@ def saved_bytes(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBa
     width, found = ACTIVATION_BYTES[dtype], trainable(shapes, adapter)
     lowest, last = found.lowest, shapes.num_layers - 1
     total = _virtual(shapes, adapter, micro, width)
-    micro = behind_prompt(micro, adapter)
+    micro = as_attended(micro, adapter)
     total += 8.0 * micro.num_tokens if found.embedding else 0.0
     for i in range(max(lowest, 0), shapes.num_layers):
         kept = micro.num_trained if i == last else micro.num_tokens
@@ -52,8 +52,11 @@ def saved_bytes(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: MicroBa
     return int(total + _shared(shapes, adapter, found))
 
 
-def behind_prompt(micro: MicroBatch, adapter: AdapterSpec) -> MicroBatch:
-    """The micro-batch with its virtual tokens: one more document, computed once, that every other one sees."""
+def as_attended(micro: MicroBatch, adapter: AdapterSpec) -> MicroBatch:
+    """The micro-batch with its virtual tokens (one more document, computed once, that every other one sees), or in the
+    groups of shifted sparse attention."""
+    if adapter.method == "longlora":  # mean keys in sight: within groups of the length, or the half of it
+        return MicroBatch(micro.num_tokens, micro.num_trained, min(micro.sight, float(adapter.longlora_group)))
     if adapter.facts.kind != "prompt":
         return micro
     count, tokens = adapter.num_virtual_tokens, micro.num_tokens
@@ -116,7 +119,9 @@ def _layer(
         total += FLOAT32 * shapes.hidden_size * tokens
     if begins <= 0:
         # What o_proj's adapter keeps as its input is attention's output.
-        shared = weights or (_keeps_x(adapter) and any(path.endswith("o_proj") for path in ranks))
+        shared = weights or (
+            adapter.method != "longlora" and _keeps_x(adapter) and any(path.endswith("o_proj") for path in ranks)
+        )
         total += _attention(shapes, width, micro, kept, device, output_is_kept=shared)
     extra = shapes.model_type == "gemma2"
     total += norm * kept * ((2 if extra else 1) * (begins <= 1) + extra)
@@ -153,6 +158,11 @@ def _update(adapter: AdapterSpec, chosen: Sequence[tuple[LinearShape, int]], wid
     if adapter.method == "ia3":  # what is multiplied, and the vector in half precision
         sides = [one.d_in if scales_its_input(one.leaf) else one.d_out for one, _ in chosen]
         return float(sum(sides) * width * (num_rows + (width < FLOAT32)))
+    if adapter.facts.kind == "bottleneck":  # the block's output, and the bottleneck (silu: as it came, too)
+        one, rank = chosen[0]
+        inside = (2 if adapter.method == "houlsby" else 1) * rank
+        copied = 2 * rank * one.d_out if width < FLOAT32 else 0
+        return float(((one.d_out + inside) * num_rows + copied) * width)
     d_in, ranks = chosen[0][0].d_in, sum(rank for _, rank in chosen)
     total = float((d_in * _keeps_x(adapter) + ranks) * num_rows * width)
     if len(chosen) > 1 or width < FLOAT32 or adapter.method in _FRESH_A:
@@ -164,7 +174,9 @@ def _update(adapter: AdapterSpec, chosen: Sequence[tuple[LinearShape, int]], wid
 
 def _keeps_x(adapter: AdapterSpec) -> bool:
     """Whether an update's backward pass needs its input."""
-    return adapter.method not in ("lora_fa", "ia3") or adapter.lora_dropout > 0
+    if adapter.facts.kind != "low-rank":
+        return False
+    return adapter.method != "lora_fa" or adapter.lora_dropout > 0
 
 
 def _gained(

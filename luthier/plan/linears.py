@@ -15,7 +15,7 @@ from luthier.config.adapter_targets import HEADS, choose_targets
 from luthier.errors import ConfigError
 
 OWN_MODELS = ("llama", "mistral", "qwen2", "gemma2", "phi3")  # as models/spec.py; others are counted as llama
-LINEAR_KINDS = ("low-rank", "vectors")  # kinds of method that put something onto linear layers
+LINEAR_KINDS = ("low-rank", "vectors", "bottleneck")  # kinds of method that put something onto linear layers
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,13 @@ from luthier.config.adapter import AdapterSpec
 from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, saved_bytes
 from luthier.plan.fitted import FITTED
 from luthier.plan.linears import layer_linears
-from luthier.plan.trainable import trainable
+from luthier.plan.trainable import optimizer_size, trainable
 
 MIB = 1 << 20
+_OPTIMIZERS = (
+    "AdamW: two float32 moments for each trained number",
+    "GaLore: AdamW's moments in lora_r directions of each matrix, whole ones for the rest",
+)
 # 4 bits, 8 bits of scale for every 64 weights, and a float32 scale of scales for every 256 of those.
 NF4_DOUBLE_QUANTISED = 0.5 + 1 / 64 + 4 / (64 * 256)
 STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -77,7 +81,7 @@ def predict_memory(shapes: Shapes, adapter: AdapterSpec, dtype: str, micro: Micr
         Line("weights", weights, held),
         Line("adapter", FLOAT32 * found.beside, f"{found.beside:,} trained numbers beside them x 4 bytes (float32)"),
         Line("gradients", state, f"4 bytes for each of {found.count:,} trained numbers; none for what is frozen"),
-        Line("optimizer", 2 * state, "AdamW: two float32 moments for each trained number"),
+        Line("optimizer", FLOAT32 * optimizer_size(shapes, adapter), _OPTIMIZERS[adapter.method == "galore"]),
         Line(
             "activations", saved,
             f"kept for the backward pass: {shapes.num_layers} layers x {micro.num_tokens:,} tokens, the last "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
 from luthier.errors import ConfigError
-from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, behind_prompt
+from luthier.plan.activations import ACTIVATION_BYTES, FLOAT32, MicroBatch, as_attended
 from luthier.plan.fitted import FITTED
 from luthier.plan.linears import LinearShape, layer_linears
 from luthier.plan.trainable import count_trainable, trainable
@@ -47,7 +47,7 @@ def count_operations(
 ) -> Operations:
     """Operations of one micro-batch; backward=False: of an evaluation."""
     inside, found = layer_linears(shapes), trainable(shapes, adapter)
-    first, micro = found.lowest, behind_prompt(micro, adapter)
+    first, micro = found.lowest, as_attended(micro, adapter) if backward else micro
     width, q_size = ACTIVATION_BYTES[dtype], shapes.num_heads * shapes.head_dim
     base = own = pairs_seen = plain = 0.0
     for i in range(shapes.num_layers):
@@ -60,7 +60,8 @@ def count_operations(
             base += 2 * linear.size * rows * (passes + (backward and found.weights[i]))
             rank = found.ranks[i].get(path, 0)
             plain += _rearranged(linear, dtype, rows, passes, rank > 0)
-            own += (6 if backward else 2) * rank * (linear.d_in + linear.d_out) * rows
+            sides = linear.d_out + (linear.d_out if adapter.facts.kind == "bottleneck" else linear.d_in)
+            own += (6 if backward else 2) * rank * sides * rows
         pairs_seen += (1 + BACKWARD_ATTENTION * (passes - 1)) * kept * micro.sight / 2
         plain += (passes / 2) * kept * width * (
             _HIDDEN_PASSES * shapes.hidden_size + _FFN_PASSES * shapes.ffn_size + _HEAD_PASSES * q_size

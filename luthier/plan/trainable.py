@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from luthier.bases.shapes import Shapes
 from luthier.config.adapter import AdapterSpec
+from luthier.config.adapter_methods import WHOLE
 from luthier.config.adapter_targets import first_layer, rank_of, scales_its_input, start_rank
+from luthier.errors import ConfigError
 from luthier.plan.linears import LinearShape, adapted_layers, layer_linears, num_norms
 
 EMBEDDING = -1
@@ -54,16 +56,17 @@ def trainable(shapes: Shapes, adapter: AdapterSpec) -> Trainable:
         names = {path: f"model.layers.{i}.{path}" for path in inside if path in paths}
         ranks.append({path: product_rank(adapter, name) for path, name in names.items()})
         beside += sum(_size(inside[path], adapter, name) for path, name in names.items())
-    first = {"full": 0, "layers": layers - (adapter.top_layers or 0)}.get(method, layers)
+    whole = method in WHOLE
+    first = 0 if whole else {"layers": layers - (adapter.top_layers or 0)}.get(method, layers)
     if method == "layers":
         first = first_layer(adapter.top_layers or 0, [f"layers.{i}." for i in range(layers)])
     weights = tuple(i >= first for i in range(layers))
-    saved = adapter.modules_to_save if adapter.facts.kind == "low-rank" else ()
+    saved = adapter.saved_parts if adapter.facts.kind == "low-rank" else ()
     norms = tuple(trained or "norms" in saved for trained in weights)
-    embedding = method == "full" or "embed_tokens" in saved
-    head = method in ("full", "head") or "lm_head" in saved or (shapes.tied and embedding)
+    embedding = whole or "embed_tokens" in saved
+    head = whole or method == "head" or "lm_head" in saved or (shapes.tied and embedding)
     own_head = head and not (shapes.tied and embedding and "lm_head" not in saved)
-    last_norm = method == "full" or "norms" in saved
+    last_norm = whole or "norms" in saved
     table = shapes.vocab_size * shapes.hidden_size
     beside += _prompt_size(shapes, adapter)
     beside += table if own_head and shapes.tied else 0
@@ -97,6 +100,8 @@ def _size(linear: LinearShape, adapter: AdapterSpec, name: str) -> int:
         return rank * d_out
     if adapter.method == "vera":
         return adapter.lora_r + d_out
+    if adapter.facts.kind == "bottleneck":
+        return 2 * rank * d_out + rank + d_out
     if adapter.method == "ia3":
         return d_in if scales_its_input(name) else d_out
     if adapter.method == "adalora":
@@ -111,6 +116,24 @@ def _prompt_size(shapes: Shapes, adapter: AdapterSpec) -> int:
         width = 2 * shapes.num_layers * shapes.num_kv_heads * shapes.head_dim
     network = 3 * width * (width + 1) if adapter.method == "p_tuning" else 0
     return (adapter.num_virtual_tokens * width + network) * (adapter.facts.kind == "prompt")
+
+
+def optimizer_size(shapes: Shapes, adapter: AdapterSpec) -> int:
+    """Numbers that the optimizer keeps: AdamW's two moments; of a matrix under galore those of its projection, and the
+    directions. Raises ConfigError for a rank above a width."""
+    size, rank = 2 * trainable(shapes, adapter).count, adapter.lora_r
+    if adapter.method != "galore":
+        return size
+    inside = layer_linears(shapes).values()
+    narrow = min(inside, key=lambda one: min(one.d_in, one.d_out))
+    if rank > (width := min(narrow.d_in, narrow.d_out)):
+        raise ConfigError(
+            f"adapter.lora_r: {rank} is above the width {width} of {narrow.leaf}, and galore projects on lora_r "
+            "directions of it",
+            hint=f"use at most {width}, or adapter.method: full",
+        )
+    sides = (sorted((one.d_in, one.d_out)) for one in inside)
+    return size + shapes.num_layers * sum(rank * (2 * long + short) - 2 * long * short for short, long in sides)
 
 
 def count_trainable(shapes: Shapes, adapter: AdapterSpec) -> int:

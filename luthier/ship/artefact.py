@@ -1,4 +1,5 @@
-"""One built thing (the merged folder, or one GGUF file) with the parity records that decide if it is published."""
+"""One built thing (the merged folder, one GGUF file, or an adapter that cannot be merged) with the parity records that
+decide if it is published."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from luthier.ship.parity import ParityRecord
 
 @dataclass(frozen=True)
 class Artefact:
-    """`name` is 'merged' or a kind of GGUF file; `path` where it was built; `notes` what a user of it should know.
+    """`name` is 'merged', 'adapter' or a kind of GGUF file; `path` where it was built; `notes` what a user of it
+    should know.
 
     Every record must have passed; an artefact without a record was not checked and counts as failed.
     """
@@ -35,7 +37,7 @@ class Artefact:
     @property
     def file_name(self) -> str:
         """Its name in a published folder."""
-        return "merged" if self.name == "merged" else f"model-{self.name.removeprefix('gguf-')}.gguf"
+        return self.name if self.name in ("merged", "adapter") else f"model-{self.name.removeprefix('gguf-')}.gguf"
 
     @property
     def size_bytes(self) -> int:

@@ -65,7 +65,8 @@ def publish(
     with publishing(out, kind="model", inputs=inputs, facts=summary, provenance=provenance) as folder:
         for artefact in passed:
             _place(artefact.path, folder / artefact.file_name)
-        _place(adapter, folder / "adapter")
+        if "adapter" not in names:
+            _place(adapter, folder / "adapter")
         if chosen and modelfile is not None:
             (folder / "Modelfile").write_text(modelfile(chosen), encoding="utf-8")
         records = [record.as_json() for artefact in artefacts for record in artefact.records]

@@ -149,3 +149,31 @@ def test_eva_starts_at_what_the_rows_send(base):
         layer = next(iter(adapted(base, spec_of(method)).layers.values()))
         gram = layer.lora_A @ layer.lora_A.t()
         assert torch.allclose(gram, torch.eye(layer.rank), atol=1e-3) is expected
+
+
+@pytest.mark.parametrize(("method", "places"), [("houlsby", 2), ("pfeiffer", 1)])
+def test_bottlenecks_stand_where_their_papers_put_them(base, method, places):
+    """Behind the feed-forward block, Houlsby's behind attention too; before the residual, by the textbook's formula."""
+    handle = adapted(base, spec_of(method))
+    move(handle)
+    assert len(handle.layers) == 2 * places
+    layer = handle.model.get_submodule("model.layers.0.mlp.down_proj")
+    plain, x = nn.functional.linear, torch.randn(5, layer.in_features)
+    y = plain(x, layer.weight)
+    low = plain(y, layer.bottleneck_down, layer.bottleneck_down_bias)
+    low = nn.functional.silu(low) if method == "houlsby" else low.clamp_min(0)
+    expected = y + low @ layer.bottleneck_up.t() + layer.bottleneck_up_bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, y, atol=1e-3)
+
+
+def test_ia3_multiplies_keys_values_and_what_down_proj_reads(base):
+    """As its paper's formulas; a bias is multiplied with the output that it belongs to."""
+    handle = adapted(base, spec_of("ia3"))
+    assert {name.rsplit(".", 1)[-1] for name in handle.layers} == {"k_proj", "v_proj", "down_proj"}
+    for name, layer in handle.layers.items():
+        with torch.no_grad():
+            layer.ia3_l.uniform_(0.5, 1.5)
+        x = torch.randn(3, layer.in_features)
+        scaled = (x * layer.ia3_l) @ layer.weight.t() if "down" in name else (x @ layer.weight.t()) * layer.ia3_l
+        torch.testing.assert_close(layer(x), scaled, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,18 @@ from tests.jobs.test_run import only
 from tests.jobs.toy import make_texts, write_project
 
 SETTINGS = {"layers": ("adapter.top_layers=1",), "vera": ("adapter.lora_r=64",)}
-RATES = {"full": "1e-3", "layers": "1e-3", "head": "3e-3", "ia3": "3e-2"}
+SETTINGS["longlora"] = ("adapter.longlora_group=64",)
+SETTINGS |= {name: ("ship.formats=[]",) for name, facts in FACTS.items() if not facts.mergeable}
+RATES = {
+    "full": "1e-3",
+    "galore": "3e-3",
+    "longlora": "1e-3",
+    "layers": "1e-3",
+    "head": "3e-3",
+    "ia3": "3e-2",
+    "p_tuning": "1e-3",
+}
+RATES |= {"prompt_tuning": "1e-1", "prefix_tuning": "3e-2"}
 
 
 def overrides(method: str) -> list[str]:
@@ -55,12 +66,18 @@ REFUSED = [
     (("adapter.lora_r=65",), "65 is above the width", "use at most"),
     (("adapter.lora_target_modules=[q_prj]",), "'q_prj' matches no linear layer", "nearest is q_proj"),
     (("adapter.method=layers",), "no k is given", "top_layers"),
+    (("adapter.method=galore", "adapter.lora_r=65"), "65 is above the width 32", "use at most 32"),
+    (("adapter.method=galore", "model.dtype=bfloat16"), "galore trains weights of the base itself", "float32"),
     (("adapter.method=layers", "adapter.top_layers=9"), "has 2 layers", "at most 2"),
     (("adapter.method=vera", "adapter.rank_pattern={q_proj: 2}"), "no rank of its own", "adapter.method: lora"),
     (("adapter.rank_pattern={q_prj: 2}",), "'q_prj' matches no adapted layer", "nearest is q_proj"),
     (("adapter.method=full", "adapter.modules_to_save=[norms]"), "no parts beside", "leave it out"),
     (("adapter.method=adalora", "adapter.adalora_end=0.05"), "is not above adalora_start", "adalora_end"),
     (("adapter.method=ia3", "adapter.lora_dropout=0.1"), "ia3 drops nothing", "leave it out"),
+    (("adapter.method=p_tuning", "adapter.prompt_init_text=x"), "does not start as a text", "prompt_tuning"),
+    (("adapter.method=prompt_tuning", "adapter.top_layers=1"), "no layers to choose", "leave top_layers out"),
+    (("adapter.method=pfeiffer", "adapter.lora_target_modules=[q_proj]"), "places of its own", "leave it out"),
+    (("adapter.method=longlora",), "is not below train.sequence_len 128", "longlora_group: 32"),
     (("adapter.modules_to_save=[norms]", "model.dtype=bfloat16"), "rounded away", "float32"),
 ]
 
@@ -72,6 +89,26 @@ def test_what_cannot_be_is_refused_before_anything_loads(tmp_path, toy_base, lut
     assert isinstance(result.exception, ConfigError) and result.exception.exit_code == 2
     assert message in str(result.exception) and hint in result.exception.hint
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_is_judged_and_published_as_an_adapter(tmp_path, toy_base, luthier):
+    """No merge, no GGUF: refused before anything is read, and the config that is named goes all the way."""
+    path = write_project(tmp_path, toy_base, make_texts(160, seed=7))
+    refused = luthier("run", "-c", path, "--set", "adapter.method=prefix_tuning")
+    assert isinstance(refused.exception, ConfigError) and "cannot be merged" in str(refused.exception)
+    assert "ship.formats: []" in refused.exception.hint and not (tmp_path / "runs").exists()
+    values = ("adapter.method=prefix_tuning", "ship.formats=[]", "train.learning_rate=3e-2", "train.num_epochs=6")
+    result = luthier("run", "-c", path, *[part for value in values for part in ("--set", value)])
+    built = only(tmp_path / "runs", "build-*")
+    (artefact,) = json.loads((built / "artefacts.json").read_text())
+    assert artefact["name"] == "adapter" and artefact["records"][0]["reader"] == "PEFT"
+    assert result.exit_code == 0, result.output
+    published = only(tmp_path / "runs", "published-*")
+    names = {p.name for p in published.iterdir()}
+    assert "adapter" in names and "merged" not in names and not any(name.endswith(".gguf") for name in names)
+    text, label = make_texts(160, seed=7)[0]
+    talk = luthier("chat", "-c", path, *[part for v in values for part in ("--set", v)], "--message", text)
+    assert talk.exit_code == 0 and talk.output.strip() == label
 
 
 def test_a_run_with_a_trained_head_of_a_tied_base_ships_untied(tmp_path, toy_base, luthier):
