@@ -137,7 +137,7 @@ def read_adapter(folder: Path, widths: Widths) -> StoredAdapter:
     own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
     nf4 = own.get("base_weights") == "nf4"
     if own and not (folder / CONFIG_FILE).is_file():
-        method = own.get("method")
+        method: Any = own.get("method")
         kind = FACTS[method].kind if method in FACTS else ""
         if kind not in ("weights", "bottleneck"):
             raise ArtifactError(f"{folder / OWN_FILE}: method is {method!r}, which needs a PEFT config beside it")

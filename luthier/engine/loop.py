@@ -141,8 +141,7 @@ class _Run:
         groups = parameter_groups(model, self.parameters, spec, self.adapted.rate_factor)
         self.optimizer = with_projection(make_adamw(groups, spec), self.parameters, self.adapted.spec)
         self.average = MovingAverage(self.parameters, spec.ema_decay)
-        self.state = RunState()
-        self.saved_step = -1
+        self.state, self.saved_step = RunState(), -1
         self.peak = PeakMemory(self.device)
 
     def go(self, *, rehearse: bool) -> TrainResult:
@@ -157,8 +156,8 @@ class _Run:
         self.watchdog = Watchdog(self.spec.hang_timeout_s, self.run_dir)
         self.updates = Updates(self.state, self.spec, self.parameters, self.run_dir, self.notice)
         self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
-        identity = digest_json(self.guard)
-        self.log = RunLog(self.spec, self.plan.total_steps, self.metrics, self.run_dir, self.progress, identity)
+        about = (self.plan.total_steps, self.metrics, self.run_dir, self.progress, digest_json(self.guard))
+        self.log = RunLog(self.spec, *about)
         self.model.train()
         try:
             if rehearse and not self._is_over():
@@ -344,8 +343,8 @@ class _Run:
         checkpoint.save(self.root, self.state, weights, held, self.guard, self.machine)
         self.watchdog.beat()
         self.saved_step = self.state.step
-        limit = self.spec.save_total_limit
-        checkpoint.rotate(self.root, newest=self.state.step, keep=self._needed_later(), limit=limit)
+        keep, limit = self._needed_later(), self.spec.save_total_limit
+        checkpoint.rotate(self.root, newest=self.state.step, keep=keep, limit=limit)
 
     def _interrupt(self) -> NoReturn:
         self._save()
@@ -358,7 +357,6 @@ class _Run:
         state = self.state
         self._save()  # an early stop may end between two saves
         best_step = state.step if state.best_step is None else state.best_step
-        folder = checkpoint.folder_of(self.root, best_step)
         self._put_weights(self._kept(best_step))
         average = self._mean_of_checkpoints()
         return TrainResult(
@@ -367,7 +365,7 @@ class _Run:
             total_steps=self.plan.total_steps,
             best_step=best_step,
             best_metric=self.dev.best_figure(state),
-            best_checkpoint=folder,
+            best_checkpoint=checkpoint.folder_of(self.root, best_step),
             tokens=state.num_tokens,
             trained_tokens=state.num_trained,
             seconds=state.seconds,

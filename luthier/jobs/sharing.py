@@ -20,7 +20,8 @@ _WORTH_IT = 0.05  # below this share of the tokens, bookkeeping may cost what is
 
 
 class _Model(Protocol):
-    shares_prefixes: bool
+    @property
+    def shares_prefixes(self) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,11 @@ class PackedModel(Protocol):
     """
 
     note: str
-    shares_prefixes: bool
     config: dict[str, Any]
     training: bool
+
+    @property
+    def shares_prefixes(self) -> bool: ...
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Hidden states after the last norm at batch.keep_K, (K, D). Documents never see each other."""

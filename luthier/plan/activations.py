@@ -135,8 +135,7 @@ def _layer(
         chosen = [(linear, ranks[path]) for path, linear in group.items() if path in ranks]
         total += _update(adapter, chosen, width, rows)
         if chosen and adapter.method in ("dora", "qdora"):
-            copied = _by_kernel(shapes, micro, device) or _v_is_laid_out(width, device, all_kept=kept == tokens)
-            total += _gained(group, chosen, width, rows, attention_keeps=not copied)
+            total += _gained(group, chosen, width, rows, attention_keeps=not _by_kernel(shapes, micro, device))
     return total
 
 

@@ -16,6 +16,7 @@ from luthier.plan.workload import Workload
 
 FILE = Path(__file__).with_name("practice.yaml")
 MICRO, WINDOW = "train.micro_batch_tokens", "train.gradient_accumulation_steps"
+LONGEST, _SPARE_LENGTH = "train.sequence_len", 2  # rows that were not looked at may be twice as long
 _GRAIN = 64  # token budgets are multiples of this
 
 
@@ -98,20 +99,24 @@ def _settings(
 ) -> list[tuple[str, Any]]:
     """The settings that one entry becomes."""
     if key == "rows_per_step":
-        micro, window = _step(row["value"], spec, stated, workload)
-        return [(MICRO, micro), (WINDOW, window)]
+        settings = _step(row["value"], spec, stated, workload)
+        return [(k, v) for k, v in settings.items() if k != LONGEST or v != spec.train.sequence_len]
     return [(key, row["value"] * chosen[row["times"]] if "times" in row else row["value"])]
 
 
-def _step(rows: int, spec: ProjectSpec, stated: frozenset[str], workload: Workload) -> tuple[int, int]:
-    """(micro_batch_tokens, gradient_accumulation_steps) of about `rows` rows a step: one micro-batch up to the
-    project's budget, then several. A budget holds at least the longest row."""
+def _step(rows: int, spec: ProjectSpec, stated: frozenset[str], workload: Workload) -> dict[str, int]:
+    """The settings of about `rows` rows a step: one micro-batch up to the project's budget, then several. A budget
+    holds at least the longest row that there may be, so that length comes down where it would make the step larger."""
     wanted = rows * workload.num_tokens / workload.num_rows
     micro = spec.train.micro_batch_tokens
     if MICRO not in stated:
         micro = min(max(micro, workload.longest), max(workload.longest, _GRAIN * max(1, round(wanted / _GRAIN))))
         micro = _GRAIN * -(-micro // _GRAIN)
-    return micro, max(1, round(wanted / micro))
+    longest = spec.train.sequence_len
+    if LONGEST not in stated and micro < longest:
+        longest = min(longest, _GRAIN * -(-_SPARE_LENGTH * workload.longest // _GRAIN))
+    micro = max(micro, longest)
+    return {LONGEST: longest, MICRO: micro, WINDOW: max(1, round(wanted / micro))}
 
 
 def value_of(spec: ProjectSpec, key: str) -> Any:

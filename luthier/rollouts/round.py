@@ -65,4 +65,5 @@ def read_round(path: Path) -> tuple[list[Answer], dict[str, float]] | None:
 
 
 def _answer(kept: dict[str, Any]) -> Answer:
-    return Answer(**kept | {name: tuple(kept[name]) for name in ("ids", "logps", "ref_logps")})
+    fields: dict[str, Any] = kept | {name: tuple(kept[name]) for name in ("ids", "logps", "ref_logps")}
+    return Answer(**fields)

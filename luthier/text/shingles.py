@@ -156,7 +156,7 @@ class Shingled:
         parts, made = [], rows // BATCH_TEXTS * BATCH_TEXTS
         for first in np.unique(made).tolist():
             here, held = rows[made == first], self._held.get(first)
-            part = held.take(here - first) if held else self._cleared(shingle_sets([self._texts[i] for i in here]))
+            part = held.take(here - first) if held else self._cleared(shingle_sets([str(self._texts[i]) for i in here]))
             parts.append(part)
         return joined(parts)
 

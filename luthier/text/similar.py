@@ -52,7 +52,7 @@ class Pairs:
 
 def signatures(sets: ShingleSets) -> np.ndarray:
     """MinHash signatures, uint32 [sets, NUM_PERM]."""
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(  # pyright: ignore[reportAttributeAccessIssue]: not in its stubs
         np.ascontiguousarray(sets.hashes), sets.starts.astype(np.uint64), NUM_PERM, SEED
     )
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(sets), NUM_PERM)

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from luthier.adapters.bottleneck import BottleneckLinear
+from luthier.adapters.ia3 import Ia3Linear
 from luthier.config.adapter_checks import adapter_problems
 from luthier.config.adapter_methods import FACTS
 from luthier.config.project import ProjectSpec
@@ -31,7 +33,7 @@ CASES = [
     *((method, {}) for method in METHODS),
     *((method, {"lora_alpha": 1}) for method in LOW_RANK if method != "vera"),
     *((method, PATTERNS) for method in WITH_PATTERNS),
-    *((method, {"top_layers": 2}) for method in LOW_RANK),
+    *((method, {"top_layers": 2}) for method in LOW_RANK if method != "longlora"),
     *((method, {"modules_to_save": ("norms", "lm_head")}) for method in ("lora", "dora", "vera", "adalora")),
     *((method, {"lora_target_modules": ["q_proj", "v_proj", "up_proj"]}) for method in ("lora", "dora", "pissa")),
 ]
@@ -89,6 +91,17 @@ def figures(handle, batches, *, pruned=True, seed=0):
 
 def textbook(layer, x):
     """The layer in plain torch: its gradients are autograd's own."""
+    if isinstance(layer, Ia3Linear):
+        return product(layer, x * layer.ia3_l) if layer.scales_input else product(layer, x) * layer.ia3_l
+    y = product(layer, x)
+    if isinstance(layer, BottleneckLinear):
+        inside = layer.activation(F.linear(y, layer.bottleneck_down, layer.bottleneck_down_bias))
+        y = y + F.linear(inside, layer.bottleneck_up, layer.bottleneck_up_bias)
+    return y
+
+
+def product(layer, x):
+    """x W' with its low-rank update, its gain and its bias."""
     update, gain = layer.low_rank(), layer.gain()
     if update is None:
         return F.linear(
@@ -170,6 +183,8 @@ def test_dropout_is_honoured_on_every_path(base, method, path):
     layers called one by one draw."""
     if path == "int8" and "int8" not in FACTS[method].dtypes:
         pytest.skip("refused in words")
+    if path == "cached" and method == "longlora":
+        pytest.skip("it trains the embedding: there is nothing below it to cache")
     dtype = "int8" if path == "int8" else None
     changes = {"top_layers": 2} if path == "cached" else {}
     handle = tuned(base, method, {"lora_dropout": 0.5, **changes}, dtype=dtype)

@@ -110,7 +110,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_errors(tmp_path):
         ({"use_qalora": True}, "uses use_qalora"),
         ({"modules_to_save": ["lm_head"]}, "1 keys missing .'lm_head"),
         ({"rank_pattern": {"q_proj": 3}}, "says 3"),
-        ({"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"peft_type": "LOHA"}, "peft_type is LOHA"),
         ({"r": 0}, "says 0"),
     ],
 )

@@ -55,6 +55,8 @@ def test_trains_builds_and_learns(tmp_path, toy_base, luthier, method):
     reasons = [(a["name"], r["reasons"]) for a in artefacts for r in a["records"] if not r["passed"]]
     assert not reasons
     stored = load_file(train / "adapter" / "adapter_model.safetensors")
+    if method == "longlora":  # it trains the embedding, which PEFT stores under both names where the head is tied to it
+        stored = {name: x for name, x in stored.items() if "lm_head" not in name}
     trained = 4 * facts["num_trainable"]
     factor = 2.1 if method in ("pissa", "olora", "lora_fa") else 1.1
     assert sum(x.nbytes for x in stored.values()) <= factor * trained

@@ -39,7 +39,7 @@ def rows(count: int, seed: int = 0) -> list[EncodedRow]:
 
 def adapted(base, method: str):
     model = load_model(base)
-    given = Given(lambda: None, lambda name: torch.empty(0))
+    given = Given(lambda: None, lambda name: torch.empty(0), list)
     apply_method(model, AdapterSpec(method=method, **METHODS[method]), seed=0, given=given)
     return model.train()
 
@@ -113,5 +113,5 @@ def test_a_limit_is_kept(base):
 def test_lowest_trained_layer(base, method, changes, lowest):
     model = load_model(base)
     spec = AdapterSpec(method=method, lora_r=4, **changes)
-    apply_method(model, spec, seed=0, given=Given(lambda: None, lambda name: torch.empty(0)))
+    apply_method(model, spec, seed=0, given=Given(lambda: None, lambda name: torch.empty(0), list))
     assert lowest_trained(model) == lowest

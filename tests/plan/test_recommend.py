@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from luthier.config.checks import find_problems
 from luthier.config.load import known_keys
 from luthier.config.project import ProjectSpec
 from luthier.config.yaml_file import read_yaml
@@ -53,7 +54,8 @@ def test_what_is_proposed_is_a_project_that_loads(rows, answer, shapes):
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
     spec = project(**sections)
-    assert spec.train.micro_batch_tokens >= 50 + 2 * answer, "the longest row fits the budget"
+    assert spec.train.micro_batch_tokens >= spec.train.sequence_len >= 50 + 2 * answer, "the longest row fits both"
+    assert find_problems(spec) == []
     assert 1e-6 <= spec.train.learning_rate <= 1e-3 and 1 <= spec.train.num_epochs <= 5
     assert spec.adapter.lora_alpha in (spec.adapter.lora_r, 2 * spec.adapter.lora_r)
 
@@ -67,6 +69,15 @@ def test_knobs_follow_the_data_and_the_base():
     assert many[MICRO] * many[WINDOW] == pytest.approx(64 * 600, rel=0.15), "64 rows a step"
     assert values(work(700, answer=5))["adapter.lora_r"] == 8 and many["adapter.lora_r"] == 64
     assert few["train.early_stopping_patience"] == 2 and many["train.early_stopping_patience"] is None
+
+
+def test_short_rows_make_small_steps_also_where_long_ones_were_allowed():
+    """A budget must hold the longest row there may be: that length comes down, unless the user has stated it."""
+    short = values(work(300, tokens=30, answer=5))
+    assert short["train.sequence_len"] == short[MICRO] == 128 and short[WINDOW] == 1
+    spec = project(train={"sequence_len": 512})
+    kept = values(work(300, tokens=30, answer=5), spec=spec, stated=("train.sequence_len",))
+    assert "train.sequence_len" not in kept and kept[MICRO] == 512
 
 
 def test_steps_on_the_border_belong_to_the_upper_row():

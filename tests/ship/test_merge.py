@@ -181,7 +181,7 @@ def test_broken_weights_are_named(base, adapter, tmp_path, change, words):
         ({"use_dora": True}, "lora_magnitude_vector"),
         ({"modules_to_save": ["lm_head"]}, "1 keys missing .*lm_head"),
         ({"bias": "all"}, "bias"),
-        ({"peft_type": "IA3"}, "peft_type"),
+        ({"peft_type": "LOHA"}, "peft_type"),
         ({"r": 5}, "rank 4"),
     ],
 )
