@@ -22,6 +22,7 @@ BACKWARD_ATTENTION = 2.5  # FlashAttention-2 (arXiv 2307.08691): the backward pa
 # Numbers of a layer that plain operations (norms, rotation, gating, residuals) read or write per token, both passes.
 _HIDDEN_PASSES, _FFN_PASSES, _HEAD_PASSES = 24, 16, 12
 _LOGIT_PASSES = 8
+_DROPOUT_PASSES = 7  # of an adapter's input: the mask written; input, mask and product; the same three on the way back
 # Writing out one 4-bit weight takes as long as moving this many bytes (1.1e9 weights a second and core, Zen 5).
 _NF4_BYTES = 18
 
@@ -49,6 +50,7 @@ def count_operations(
     inside, found = layer_linears(shapes), trainable(shapes, adapter)
     first, micro = found.lowest, as_attended(micro, adapter) if backward else micro
     width, q_size = ACTIVATION_BYTES[dtype], shapes.num_heads * shapes.head_dim
+    moved = width if width == FLOAT32 else width + FLOAT32  # half precision is computed on a copy in float32
     base = own = pairs_seen = plain = 0.0
     for i in range(shapes.num_layers):
         is_last = i == shapes.num_layers - 1
@@ -60,15 +62,17 @@ def count_operations(
             base += 2 * linear.size * rows * (passes + (backward and found.weights[i]))
             rank = found.ranks[i].get(path, 0)
             plain += _rearranged(linear, dtype, rows, passes, rank > 0)
+            if rank > 0 and adapter.lora_dropout > 0 and backward:
+                plain += _DROPOUT_PASSES * FLOAT32 * linear.d_in * rows
             sides = linear.d_out + (linear.d_out if adapter.facts.kind == "bottleneck" else linear.d_in)
             own += (6 if backward else 2) * rank * sides * rows
         pairs_seen += (1 + BACKWARD_ATTENTION * (passes - 1)) * kept * micro.sight / 2
-        plain += (passes / 2) * kept * width * (
+        plain += (passes / 2) * kept * moved * (
             _HIDDEN_PASSES * shapes.hidden_size + _FFN_PASSES * shapes.ffn_size + _HEAD_PASSES * q_size
         )  # fmt: skip
     capped = 4 if shapes.model_type == "gemma2" else 1
     if capped > 1:  # scores are written out
-        plain += width * 12 * shapes.num_heads * pairs_seen
+        plain += moved * 12 * shapes.num_heads * pairs_seen
     goes_back = first < shapes.num_layers or found.last_norm
     head_passes = 1 + backward * (goes_back + found.head)
     head = 2 * head_passes * shapes.vocab_size * shapes.hidden_size * micro.num_trained

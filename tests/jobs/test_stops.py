@@ -78,7 +78,7 @@ PHASES = {
     "evaluation": ("engine/evaluation.py:_sums_of:2", "error: stopped after step"),
     "after the last step": ("adapters/peft_files.py:save_adapter:1", "error: stopped"),
 }
-QUICK_PHASES = ("imports", "a save")
+QUICK_PHASES = ("imports",)
 SHORT = (*LONG, "--set", "train.max_steps=8", "--set", "train.save_steps=2", "--set", "train.eval_steps=3")
 
 
@@ -132,6 +132,7 @@ def test_a_signal_that_a_library_makes_another_error_of_is_still_a_stop():
     assert done.returncode == 75 and "error: stopped" in done.stderr and "internal" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_ends_with_74_and_the_same_command_goes_on(project, luthier):
     """No file may grow beyond 20 kB, a real error of the kernel: compiled loops and the adapter's weights do not fit,
     the log does. The loops run from memory; the checkpoint that cannot be written ends the run."""

@@ -84,6 +84,7 @@ def test_a_full_disk_is_said_once_and_the_loops_run_from_memory(tmp_path):
     assert not list(tmp_path.rglob("*.nb?"))
 
 
+@pytest.mark.slow
 def test_four_processes_and_a_kill_leave_the_machine_code_whole(tmp_path):
     """The first is killed as soon as it has kept something; the others, and one more, compute what they should."""
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
