@@ -31,7 +31,8 @@ _CONFIG = {
 
 def start_warm_up() -> threading.Thread:
     """Starts it; join before the first random draw that counts. What fails in it is for the run itself to meet."""
-    thread = threading.Thread(target=_quietly, name="warm-up", daemon=True)
+    # Not a daemon: an interpreter that ends under it aborts the process (SIGTERM while weights are read).
+    thread = threading.Thread(target=_quietly, name="warm-up")
     thread.start()
     return thread
 
