@@ -204,7 +204,7 @@ def write_page(results: dict[str, Any]) -> None:
             f"`{name}`", f"{one['num_trainable']:,}", f"{one['share_trainable']:.2%}",
             f"{one['peak_bytes'] / 2**30:.2f}", f"{one['tokens'] / one['cpu_s']:.0f}", f"{one['dev_loss']:.3f}",
             _score(one), f"{relative_compute(name):.2f}", "yes" if facts.mergeable else "no",
-            "yes" if facts.per_request else "no", f"{CLAIMS.get(name, '')} ({facts.source})",
+            "yes" if facts.per_request else "no", f"{CLAIMS.get(name, '')} ({facts.source})".strip(),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Trained and did not beat the base: {', '.join(sorted(failed)) or 'none'}."]

@@ -7,7 +7,7 @@ embedded SmolLM2-135M), after the machine has been probed at the base's own shap
 that process; step time = median over the steps after the first, the least of the rounds (the plan is of a machine that
 does nothing else). Targets: 10% on memory, 25% on time. --fit fits the constants of luthier/plan/fitted.yaml to these
 runs, writes them there, and shows the errors with them: six for memory, five for time, against all runs.
-Not measured, because luthier does not have them yet: full fine-tuning and head-only training.
+Not measured: full fine-tuning and head-only training.
 Results: benchmarks/results/plan_vs_measured.json.
 """
 
@@ -362,7 +362,7 @@ def main() -> None:
         print(f"{kind}: {within} of {len(errors)} within {target:.0%}, {figures}")
     if not args.only:
         RESULT.parent.mkdir(exist_ok=True)
-        result = {"cases": records, "not_done": "full and head-only training: luthier has only LoRA"}
+        result = {"cases": records, "not_done": "full and head-only training"}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -250,7 +250,8 @@ HELD_OUT = [
     "Next appointment is set for {date} at the {town} office.", "Consent was obtained from {full} by telephone.",
     "The neighbor across {address} called 911.", "Ask for {other} at extension 4.", "Social security {ssn} verified.",
 ]  # fmt: skip
-"""Another way of writing than SENTENCES; the rules were made without a look at what they miss here."""
+"""Another way of writing than SENTENCES. No longer held out in the strict sense: the rules were changed once after
+its figures had been seen (docs/data_checks.md)."""
 
 
 def make_notes(number_of_notes: int, seed: int = 0, *, held_out: bool = False) -> list[Note]:

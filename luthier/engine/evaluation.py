@@ -204,12 +204,16 @@ def dev_figures(
 
     max_tokens: see `batches_of`. Raises OutOfMemory naming the micro-batch that did not fit.
     """
+
+    def lay(micros: Sequence[Sequence[int]]) -> list[Batch]:
+        return batches_of(rows, micros, make_batch, device, max_tokens)
+
     was_training = model.training
     model.eval()
     total, num_units, parts = 0.0, 0.0, []
     try:
         with torch.no_grad():  # not inference_mode: buffers made under it would poison later training
-            for batch, of_step in _each(model, loss, rows, micro_batches, make_batch, device, max_tokens):
+            for batch, of_step in _each(model, loss, micro_batches, lay):
                 if stop():
                     return None
                 if count_units(loss, batch):
@@ -227,22 +231,17 @@ def dev_figures(
 def _each(
     model: nn.Module,
     loss: Loss,
-    rows: RowSet,
     micro_batches: Sequence[Sequence[int]],
-    make_batch: MakeBatch,
-    device: torch.device,
-    max_tokens: int | None,
+    lay: Callable[[Sequence[Sequence[int]]], list[Batch]],
 ) -> Iterator[tuple[Batch, Loss]]:
-    """Every batch, with the loss as it is for all of them together."""
+    """Every batch, with the loss as it is for all of them together; one that needs no such look is laid out as it is
+    asked for."""
     if not isinstance(loss, Objective):
-        for micro in micro_batches:
-            for batch in batches_of(rows, [micro], make_batch, device, max_tokens):
-                yield batch, loss
+        yield from ((batch, loss) for micro in micro_batches for batch in lay([micro]))
         return
-    batches = batches_of(rows, micro_batches, make_batch, device, max_tokens)
+    batches = lay(micro_batches)
     of_step = loss_of_step(model, loss, batches)
-    for batch in batches:
-        yield batch, of_step
+    yield from ((batch, of_step) for batch in batches)
 
 
 def _with_interval(name: str, values_U: torch.Tensor) -> dict[str, float]:

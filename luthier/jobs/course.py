@@ -99,7 +99,8 @@ def _sampler(session: Session, model: PackedModel) -> Sampler:
 def _task_metrics_on_dev(session: Session) -> OnEval | None:
     """Grades answers to the first train.eval_task_rows dev rows at each evaluation."""
     project = session.project
-    rows = read_rows(session.prepared.folder, "dev")[: project.spec.train.eval_task_rows]
+    num_rows = project.spec.train.eval_task_rows
+    rows = read_rows(session.prepared.folder, "dev")[:num_rows] if num_rows else []
     if not rows:
         return None
     schema, spec = schema_of(project), evaluate_spec(project)

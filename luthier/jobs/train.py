@@ -23,6 +23,7 @@ from luthier.engine.state import TrainResult
 from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, ConfigError, TemplateError
 from luthier.jobs import console
+from luthier.jobs.averages import average_line
 from luthier.jobs.course import open_course
 from luthier.jobs.device import choose_device, devices_of
 from luthier.jobs.held_out import ranking
@@ -32,7 +33,6 @@ from luthier.jobs.objective import Examples, check_objective, read_examples
 from luthier.jobs.online import online_inputs, reward_line
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
-from luthier.jobs.practice import practice_lines
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.profile import tell_nothing_to_profile, tell_profile
 from luthier.jobs.session import Session, adapt, dtype_of_run, open_profiler, probe_machine
@@ -118,8 +118,8 @@ def train_stage(
         f"{reward_line(facts) or 'dev loss ' + str(facts['dev_loss'])}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
-    for found in practice_lines(facts):
-        console.line(found)
+    if averaged := average_line(facts):
+        console.line(averaged)
     if planned := planned_line(facts):
         console.line(f"planned: {planned}")
     if spent := waste_line(facts):

@@ -135,7 +135,9 @@ def _layer(
         chosen = [(linear, ranks[path]) for path, linear in group.items() if path in ranks]
         total += _update(adapter, chosen, width, rows)
         if chosen and adapter.method in ("dora", "qdora"):
-            total += _gained(group, chosen, width, rows, attention_keeps=not _by_kernel(shapes, micro, device))
+            laid_out = _v_is_laid_out(width, device, all_kept=kept == tokens)
+            copied = extra or laid_out or _by_kernel(shapes, micro, device)
+            total += _gained(group, chosen, width, rows, attention_keeps=not copied, is_normed=extra)
     return total
 
 
@@ -185,12 +187,14 @@ def _gained(
     num_rows: int,
     *,
     attention_keeps: bool,
+    is_normed: bool,
 ) -> float:
     """DoRA's output, where nobody else keeps it, and a gain and a norm for each output. attention_keeps: v as it came,
-    not a copy of it."""
+    not a copy of it. is_normed: a norm follows a block, and keeps what goes into it."""
     leaves = {one.leaf for one in group.values()}
     has_bias = any(one.has_bias for one in group.values())  # then what follows keeps the sum with it
     kept = {"up_proj", "gate_up_proj"} | ({"v_proj", "qkv_proj"} if attention_keeps else set())
+    kept |= {"o_proj", "down_proj"} if is_normed else set()
     kept_anyway = leaves & kept and width == FLOAT32 and not has_bias
     outputs = sum(one.d_out for one in group.values())
     joined = outputs if len(group) > 1 else 0  # the gains side by side

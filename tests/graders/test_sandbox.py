@@ -18,7 +18,7 @@ from luthier.graders.sandbox import syscalls
 from luthier.graders.sandbox.attack import ATTACKS, open_doors
 from luthier.graders.sandbox.box import Sandbox, SandboxPool, sandbox_tier, shared_pool
 from luthier.graders.sandbox.limits import LAYERS, Limits
-from luthier.graders.sandbox.runner import Runner
+from luthier.graders.sandbox.runner import Runner, _owners
 
 RIGHT, ADD_TESTS = "def add(a, b):\n    return a + b", "assert add(1, 2) == 3"
 SHORT = Limits(wall_s=0.5)
@@ -218,6 +218,16 @@ def test_the_end_of_the_parent_ends_everything(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("the zygote lives on")
+
+
+def test_a_process_that_ends_while_owners_are_counted_is_left_out(tmp_path):
+    (tmp_path / "1").mkdir()
+    gone = tmp_path / "2"
+    gone.mkdir()
+    with os.scandir(tmp_path) as found:
+        entries = list(found)
+    gone.rmdir()
+    assert _owners(entries) == [os.getuid()]
 
 
 def test_a_zygote_that_dies_is_started_again():

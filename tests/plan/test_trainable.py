@@ -39,7 +39,7 @@ def adapted(base, spec: AdapterSpec):
     return apply_method(model, spec, seed=0, given=given), dtype, batch
 
 
-def check(base, spec: AdapterSpec, tolerance: float) -> None:
+def check(base, spec: AdapterSpec) -> None:
     handle, dtype, batch = adapted(base, spec)
     handle.model.train()
     shapes = read_shapes(base)
@@ -48,20 +48,21 @@ def check(base, spec: AdapterSpec, tolerance: float) -> None:
     expected = saved_bytes(shapes, spec, dtype, micro)
     hidden = handle.model.hidden(batch)
     kept = kept_bytes(handle.model, batch) if hidden.requires_grad else 0
-    assert expected == pytest.approx(kept, rel=tolerance)
+    assert expected == pytest.approx(kept, rel=0.01)
 
 
 @pytest.mark.parametrize("method", sorted(FACTS))
-def test_counts_and_kept_bytes_of_every_method(base, method):
-    # Two key/value heads, and half of them alone: torch multiplies that one without the copies that the plan counts.
-    is_single = method == "longlora" and read_shapes(base).model_type == "gemma2"
-    spec = AdapterSpec(method=method, **{"lora_r": 4, **SETTINGS.get(method, {})})
-    check(base, spec, tolerance=0.03 if is_single else 0.01)
+def test_counts_and_kept_bytes_of_every_method(base, method, tmp_path):
+    if method == "longlora" and read_shapes(base).model_type == "gemma2":
+        # Of two key/value heads half is one, which torch multiplies without the copies that the plan counts.
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+        base = make_tiny_base(tmp_path / "four", "gemma2", num_hidden_layers=3, **heads)
+    check(base, AdapterSpec(method=method, **{"lora_r": 4, **SETTINGS.get(method, {})}))
 
 
 @pytest.mark.parametrize("changes", PARTS, ids=str)
 def test_counts_and_kept_bytes_of_parts(base, changes):
-    check(base, AdapterSpec(lora_r=4, **changes), tolerance=0.01)
+    check(base, AdapterSpec(lora_r=4, **changes))
 
 
 def test_the_head_alone_keeps_nothing_of_the_body(base):

@@ -275,8 +275,12 @@ def _stage(paths: Sequence[Path]) -> Path | None:
     return folder
 
 
-def _owners() -> list[int]:
-    return [entry.stat(follow_symlinks=False).st_uid for entry in _proc_entries()]
+def _owners(entries: Sequence[os.DirEntry[str]]) -> list[int]:
+    owners = []
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended since it was listed
+            owners.append(entry.stat(follow_symlinks=False).st_uid)
+    return owners
 
 
 def _proc_entries() -> list[os.DirEntry[str]]:
@@ -285,7 +289,7 @@ def _proc_entries() -> list[os.DirEntry[str]]:
 
 def _unused_uid() -> int:
     """A user number that nobody has: no account, no process. EvaluateError when there is none to become."""
-    running = set(_owners())
+    running = set(_owners(_proc_entries()))
     for uid in random.SystemRandom().sample(UIDS, 100):
         try:
             pwd.getpwuid(uid)

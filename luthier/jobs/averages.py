@@ -1,17 +1,13 @@
-"""What a run has found out about its own practice, in words: averages, gradient noise, the gap between rows seen and
-not seen."""
+"""What came of train.average_checkpoints, in words."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def practice_lines(facts: dict[str, Any]) -> list[str]:
-    """One line each; none for what a run did not look at."""
-    return [line for line in (_average(facts.get("average")),) if line]
-
-
-def _average(average: dict[str, Any] | None) -> str:
+def average_line(facts: dict[str, Any]) -> str:
+    """One line; '' for a run that averaged nothing."""
+    average = facts.get("average")
     if average is None:
         return ""
     figures = average["figures"]
