@@ -24,8 +24,8 @@ EXTRAS = {
         "pip install --no-deps xllamacpp",
     ),
     "peft": ("tests and comparisons", "pip install peft"),
-    "mlflow": ("the tracker of this name", "pip install mlflow"),
-    "wandb": ("the tracker of this name", "pip install wandb"),
+    "mlflow-skinny": ("the tracker mlflow", "pip install mlflow-skinny"),
+    "wandb": ("the tracker wandb", "pip install wandb"),
 }
 # .pth lines that are known to run code, by their whole text: a name alone says nothing of what is in a file.
 _KNOWN_CODE = tuple(

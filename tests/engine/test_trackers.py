@@ -3,6 +3,7 @@
 import struct
 from typing import ClassVar
 
+import mlflow
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,6 @@ def test_tensorboard(tmp_path):
 
 def test_mlflow_file_store(tmp_path, monkeypatch):
     """Metrics and settings read back from the run folder's own file store; no server."""
-    mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = run(small_model(), spec_of(trackers=("mlflow",)), tmp_path / "r")
     mlflow.set_tracking_uri((tmp_path / "r" / "trackers" / "mlruns").as_uri())
@@ -54,7 +54,6 @@ def _wandb_records(path):
 
 def test_wandb_offline(tmp_path, monkeypatch):
     """An offline run folder with every step's loss in it; nothing is sent."""
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     result = run(small_model(), spec_of(trackers=("wandb",)), tmp_path / "r")
     (path,) = (tmp_path / "r" / "trackers").rglob("run-*.wandb")
@@ -105,7 +104,6 @@ def test_a_resumed_run_is_one_curve_in_tensorboard(tmp_path):
 
 
 def test_a_resumed_run_is_one_run_in_mlflow(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     mlflow.set_tracking_uri((tmp_path / "r" / "trackers" / "mlruns").as_uri())  # what another test set stays set
     result = cut_and_go_on(tmp_path / "r", "mlflow")
@@ -117,7 +115,6 @@ def test_a_resumed_run_is_one_run_in_mlflow(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_is_one_run_in_wandb(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     result = cut_and_go_on(tmp_path / "r", "wandb")
     paths = sorted((tmp_path / "r" / "trackers").rglob("run-*.wandb"))
