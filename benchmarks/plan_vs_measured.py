@@ -7,6 +7,7 @@ embedded SmolLM2-135M), after the machine has been probed at the base's own shap
 that process; step time = median over the steps after the first, the least of the rounds (the plan is of a machine that
 does nothing else). Targets: 10% on memory, 25% on time. --fit fits the constants of luthier/plan/fitted.yaml to these
 runs, writes them there, and shows the errors with them: six for memory, five for time, against all runs.
+Every record has the cores that other processes took meanwhile: with a tenth of one or more, its time says little.
 Not measured: full fine-tuning and head-only training.
 Results: benchmarks/results/plan_vs_measured.json.
 """
@@ -26,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from luthier.types import MachineProfile
@@ -244,8 +247,28 @@ def predicted(case: Case, base: Path, machine: Any) -> dict[str, Any]:
 def measure(case: Case, base: Path, threads: int, rounds: int) -> dict[str, Any]:
     """The least peak and step time of `rounds` runs of one case."""
     job = {"kind": "train", "case": dataclasses.asdict(case), "base": str(base), "threads": threads}
-    runs = [run_child(job) for _ in range(rounds)]
-    return {key: min(run[key] for run in runs) for key in ("before_bytes", "peak_bytes", "step_s")}
+    with OtherWork() as others:
+        runs = [run_child(job) for _ in range(rounds)]
+    found = {key: min(run[key] for run in runs) for key in ("before_bytes", "peak_bytes", "step_s")}
+    return found | {"cores_taken_by_others": others.cores}
+
+
+class OtherWork:
+    """How many cores' worth of time went to other processes, or to the host's other guests, inside the `with`."""
+
+    def __enter__(self) -> OtherWork:
+        self._start = self._clocks()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, busy, own = (after - before for after, before in zip(self._clocks(), self._start, strict=True))
+        self.cores = max(0.0, busy - own) / wall
+
+    @staticmethod
+    def _clocks() -> tuple[float, float, float]:
+        """Seconds by the clock, of all processes, and of this one with its ended children."""
+        machine, own = psutil.cpu_times(), os.times()
+        return time.monotonic(), sum(machine) - machine.idle - machine.iowait, sum(own[:4])
 
 
 def probe(base: Path, threads: int, rounds: int) -> MachineProfile:
@@ -296,7 +319,7 @@ def _line(record: dict[str, Any]) -> str:
     return (
         f"{record['name']:<58} peak {plan['peak_bytes'] / MIB:6.0f} / {found['peak_bytes'] / MIB:6.0f} MiB "
         f"{record['memory_error']:+7.1%}   step {plan['step_s']:6.3f} / {found['step_s']:6.3f} s "
-        f"{record['time_error']:+7.1%}"
+        f"{record['time_error']:+7.1%}   others took {found['cores_taken_by_others']:.2f} cores"
     )
 
 
