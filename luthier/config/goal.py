@@ -9,7 +9,9 @@ class GoalSpec(Spec):
     target_behaviour: str = ""
     """What the tuned model should do, in one sentence."""
     success_criteria: tuple[str, ...] = ()
-    """What must hold for the tune to be worth shipping, one criterion an entry."""
+    """What must hold for the tune to be worth shipping, one criterion an entry. The report compares one that is, or
+    ends after a colon with, `metric >= 50%`, `metric >= 0.5` or `metric > prompt` (an arm: base or prompt); any other
+    is left to you."""
     owner: str = ""
     """Who answers for this model."""
     review_date: str = ""

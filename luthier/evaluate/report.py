@@ -26,7 +26,7 @@ HEADLINES = {
 }
 NUM_FLIPS = 6
 GATE_HEADERS = ("gate", "prompt arm", "tuned", "delta [bounds]", "p", "n", "margin", "status")
-_CRITERION = re.compile(r"^\s*(\w+)\s*(>=|>|<=|<)\s*([0-9.]+)\s*(%?)\s*$")
+_CRITERION = re.compile(r"(?:^|:)\s*(\w+)\s*(>=|>|<=|<)\s*(?:(\d+(?:\.\d+)?)\s*(%?)|(base|prompt))\s*$")
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,19 @@ GOAL_FACTS = (
 
 
 def _held_against(criterion: str, verdict: Verdict) -> tuple[str, str]:
-    """(what was reached, yes / no / judge by hand). `metric >= 0.5` and `metric >= 50%` are compared by machine."""
-    match = _CRITERION.match(criterion)
-    name = match.group(1) if match else ""
-    reached = verdict.metrics.get(name, {}).get("tuned")
-    if match is None or reached is None:
+    """(what was reached, yes / no / judge by hand), as GoalSpec.success_criteria says. Figures of the test split are
+    compared as they are: whether a difference is more than chance is the gates' to say."""
+    match = _CRITERION.search(criterion)
+    figures = verdict.metrics.get(match.group(1), {}) if match else {}
+    reached = figures.get("tuned")
+    number, sign, arm = match.groups()[2:] if match else (None, None, None)
+    bound = figures.get(arm) if arm else float(number) / (100 if sign else 1) if number else None
+    if match is None or reached is None or bound is None:
         main = verdict.metrics.get(verdict.policy.metric, {}).get("tuned")
         return f"{verdict.policy.metric} {percent(main)}, verdict {verdict.verdict}", "judge by hand"
-    bound = float(match.group(3)) / (100 if match.group(4) else 1)
     held = {">=": reached >= bound, ">": reached > bound, "<=": reached <= bound, "<": reached < bound}[match.group(2)]
-    return f"{name} {percent(reached)}", "yes" if held else "no"
+    against = f", {arm} {percent(bound)}" if arm else ""
+    return f"{match.group(1)} {percent(reached)}{against}", "yes" if held else "no"
 
 
 def _metric_table(verdict: Verdict, samples: Samples) -> Table:

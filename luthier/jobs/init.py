@@ -216,7 +216,7 @@ def project_text(files: Sequence[str], guess: Guess) -> str:
 
 goal:                              # the report holds these against what was reached
   target_behaviour: ""             # what the tuned model should do, in one sentence
-  success_criteria: []
+  success_criteria: []             # "Nine of ten are right: accuracy >= 90%"; without a figure it is yours to judge
   owner: ""
   review_date: ""
   rollback_plan: ""

@@ -1,5 +1,6 @@
 """The whole evaluation on rule samplers: verdicts, outputs, prompt search, leaks, ledger, baselines."""
 
+import html
 import json
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree as ET
@@ -91,6 +92,26 @@ def test_good_tune_ships_and_everything_is_written(tmp_path):
     suite = ET.parse(out / "junit.xml").getroot()[0]
     assert {c.get("name") for c in suite} >= {"task_vs_prompt", "task_vs_base", "format", "perplexity", "safety"}
     assert suite.get("failures") == "0"
+
+
+@pytest.mark.parametrize(
+    ("criterion", "held"),
+    [
+        ("json_exact >= 0.5", "yes"),
+        ("json_exact >= 50%", "yes"),
+        ("Nine of ten forms are right: json_exact >= 90%", "no"),
+        ("Better than any prompt: json_exact > prompt", "yes"),
+        ("json_exact <= base", "no"),
+        ("json_exact >= often", "judge by hand"),
+        ("accuracy >= 10%", "judge by hand"),  # not measured in this run
+        ("at 2 > 1 people like it", "judge by hand"),
+    ],
+)
+def test_a_success_criterion_with_a_figure_is_held_against_what_was_reached(tmp_path, criterion, held):
+    run(tmp_path, WEAK, subject(lambda m: 0.8), goal={"success_criteria": [criterion]})
+    lines = html.unescape((tmp_path / "out" / "report.md").read_text()).splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {criterion} |"))
+    assert line.endswith(f"| {held} |")
 
 
 def test_same_evaluation_gives_the_same_bytes(tmp_path):
