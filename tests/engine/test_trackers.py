@@ -181,6 +181,21 @@ def test_a_tracker_that_cannot_be_opened_is_let_go(tmp_path, elsewhere, monkeypa
     assert "elsewhere could not be opened and is let go: no route to host" in caplog.text and not elsewhere
 
 
+@pytest.mark.parametrize(
+    ("method", "words"), [("log", "failed at step 1 and is let go"), ("finish", "could not be closed")]
+)
+def test_a_tracker_that_fails_on_the_way_does_not_end_the_run(tmp_path, elsewhere, monkeypatch, caplog, method, words):
+    tries = []
+
+    def away(self, *args, **kwargs):
+        tries.append(args)
+        raise ConnectionError("connection reset")
+
+    monkeypatch.setattr(Elsewhere, method, away)
+    assert run(small_model(), spec_of(trackers=("elsewhere",), max_steps=3), tmp_path / "r").steps == 3
+    assert f"elsewhere {words}: connection reset" in caplog.text and len(tries) == 1
+
+
 def test_unknown_trackers_are_refused_with_the_known_ones(tmp_path):
     """The error lists what accelerate knows."""
     with pytest.raises(ConfigError, match="'tensorbord' is not a tracker") as error:
