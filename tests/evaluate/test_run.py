@@ -114,6 +114,11 @@ def test_a_success_criterion_with_a_figure_is_held_against_what_was_reached(tmp_
     assert line.endswith(f"| {held} |")
 
 
+def test_a_success_criterion_against_an_arm_takes_the_arm_s_figure(tmp_path):
+    run(tmp_path, PROMPTABLE, subject(lambda m: 0.8), goal={"success_criteria": ["json_exact > prompt"]})
+    assert "prompt 100.0% | no |" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_same_evaluation_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         run(tmp_path / name, WEAK, subject(lambda m: 0.9))
