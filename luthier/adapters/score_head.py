@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from luthier.adapters.handle import AdaptedModel
-from luthier.adapters.peft_files import CONFIG_FILE, WEIGHTS_FILE
+from luthier.adapters.peft_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
 from luthier.adapters.stored import load_adapter
 from luthier.errors import ArtifactError
 
@@ -34,6 +34,13 @@ def save_score_head(model: Any, folder: Path, classes: Sequence[str] = ()) -> No
     _write(folder, json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | _MARK, weights)
     if classes:
         (folder / CLASSES_FILE).write_text(json.dumps(list(classes), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def score_shape(folder: Path) -> tuple[int, int] | None:
+    """(number of scores, hidden size) of the score head in an adapter folder; None where there is none. Raises
+    ArtifactError for files that cannot be read."""
+    score = read_tensors(folder).get(_KEY)
+    return None if score is None else (score.shape[0], score.shape[1])
 
 
 def load_score_head(model: Any, folder: Path) -> AdaptedModel:

@@ -112,13 +112,19 @@ def _rollouts_are_whole(spec: ProjectSpec) -> list[Problem]:
     if not spec.loss.is_online:
         if rollouts == RolloutsSpec():
             return []
-        return [("rollouts", f"loss.kind {kind} samples no answers", "drop the section, or choose loss.kind: grpo")]
-    if not rollouts.rewards:
+        return [
+            ("rollouts", f"loss.kind {kind} samples no answers", "drop the section, or choose loss.kind: grpo or ppo")
+        ]
+    if not rollouts.has_reward:
         words = f"loss.kind {kind} learns from rewards, and there is none"
-        return [("rollouts.rewards", words, "name one or more with their weights, e.g. {json_valid: 1.0}")]
+        hint = "name one or more with their weights, e.g. {json_valid: 1.0}, or give rollouts.reward_model"
+        return [("rollouts.rewards", words, hint)]
     if kind == "grpo" and rollouts.answers < 2:
         words = "one answer to a prompt has no other to be compared with"
         return [("rollouts.answers", words, "2 or more; 8 is usual")]
+    if rollouts.resample > 1 and rollouts.answers < 2:
+        words = "with one answer to a prompt no prompt has answers with different rewards"
+        return [("rollouts.resample", words, "rollouts.answers: 2 or more, or drop it")]
     if spec.longest_row < 1:
         words = f"{rollouts.max_new_tokens} leaves no room for a prompt in train.sequence_len {spec.train.sequence_len}"
         return [("rollouts.max_new_tokens", words, "lower it, or raise train.sequence_len")]

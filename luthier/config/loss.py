@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from luthier.config.base import Spec
 
 Kind = Literal[
-    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress", "grpo"
+    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress", "grpo", "ppo"
 ]  # fmt: skip
 Sequences = Literal["turns", "documents", "pairs", "labelled", "scored", "scored_pairs", "prompts"]
 
@@ -31,12 +31,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "classify": {"label_smoothing": 0.0},
     "regress": {},
     "grpo": {"variant": "grpo", "clip_low": 0.2, "clip_high": None, "kl_to_base": 0.0},
+    "ppo": {
+        "clip_low": 0.2, "clip_high": None, "kl_to_base": 0.05, "gamma": 1.0, "gae_lambda": 0.95, "value_clip": 0.2,
+        "value_coef": 0.1,
+    },
 }  # fmt: skip
 """kind -> the keys that it reads, with their defaults."""
 SEQUENCES: dict[str, Sequences] = {
     "sft": "turns", "distill": "turns", "continued": "documents", "dpo": "pairs", "orpo": "pairs", "simpo": "pairs",
     "cpo": "pairs", "kto": "labelled", "reward": "scored_pairs", "classify": "scored", "regress": "scored",
-    "grpo": "prompts",
+    "grpo": "prompts", "ppo": "prompts",
 }  # fmt: skip
 """kind -> what a row becomes for it (data/sequences.py)."""
 _WITH_SMOOTHING = ("sigmoid", "robust")
@@ -52,8 +56,8 @@ class LossSpec(Spec):
     kind: Kind = "sft"
     """sft: cross entropy of the assistant's tokens. continued: of plain documents. distill: a teacher's distribution.
     dpo, orpo, simpo, cpo: preference pairs. kto: single answers marked good or bad. reward: a score head on pairs.
-    classify, regress: a score head on the answer as a class or a number. grpo: answers that the model gives itself
-    (section rollouts), rewarded."""
+    classify, regress: a score head on the answer as a class or a number. grpo, ppo: answers that the model gives
+    itself (section rollouts), rewarded; ppo trains a value head beside the model, which is not exported."""
     earlier_turns: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the assistant turns before the last (sft, distill): 1 = all turns alike, 0 = the last turn only."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -62,8 +66,8 @@ class LossSpec(Spec):
     neftune_alpha: Annotated[float, Field(ge=0)] | None = None
     """Noise on the embeddings while training, NEFTune (5 is usual; 0 = none)."""
     kl_to_base: Annotated[float, Field(ge=0)] | None = None
-    """Weight of KL(tune || base) at every trained token (sft, continued, grpo): holds the tune near its base; 0 = off.
-    grpo estimates it from the sampled token alone."""
+    """Weight of KL(tune || base) at every trained token (sft, continued, grpo, ppo): holds the tune near its base;
+    0 = off. grpo and ppo estimate it from the sampled token alone; ppo takes it off the token's reward."""
     chunk_overlap: Annotated[int, Field(ge=1)] | None = None
     """Tokens of a long document that the next chunk repeats as context, without loss (continued). Every token but the
     first carries loss exactly once."""
@@ -71,9 +75,18 @@ class LossSpec(Spec):
     """Form of dpo (sigmoid_norm is DPO on log-ratios per token), or of grpo: grpo averages over the tokens of an answer
     and divides advantages by the group's deviation; dr_grpo does neither, dapo averages over all tokens of a step."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """grpo: how far a token may become less likely in one round and still be pulled."""
+    """grpo, ppo: how far a token may become less likely in one round and still be pulled."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
-    """grpo: how far it may become more likely; null = 0.28 for dapo, clip_low for the rest."""
+    """grpo, ppo: how far it may become more likely; null = 0.28 for dapo, clip_low for the rest."""
+    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ppo: what a reward one token later is worth."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] | None = None
+    """ppo: generalised advantage estimation: 1 = rewards as they came (no bias), 0 = the value head's word for all that
+    follows the next token (no variance)."""
+    value_clip: Annotated[float, Field(gt=0)] | None = None
+    """ppo: how far a value may move in one round and still be pulled."""
+    value_coef: Annotated[float, Field(gt=0)] | None = None
+    """ppo: weight of the value head's loss beside the policy's."""
     beta: Annotated[float, Field(gt=0)] | None = None
     """Strength of the preference term; for dpo and kto also how dear leaving the reference is."""
     reference: Literal["base", "none"] | None = None
@@ -165,6 +178,11 @@ class LossSpec(Spec):
         if self.kind in ("classify", "regress"):
             return ("accuracy",) if self.kind == "classify" else ("absolute_error",)
         return ("reward_accuracy", "reward_margin") if self.sequences in ("pairs", "labelled", "scored_pairs") else ()
+
+    @property
+    def has_value_head(self) -> bool:
+        """Whether a head that tells what an answer will be worth is trained beside the model."""
+        return self.kind == "ppo"
 
     @property
     def has_score_head(self) -> bool:

@@ -1,4 +1,4 @@
-"""Section `rollouts`: how an online objective (grpo) samples answers, and what rewards them."""
+"""Section `rollouts`: how an online objective (grpo, ppo) samples answers, and what rewards them."""
 
 from typing import Annotated, Literal
 
@@ -19,12 +19,18 @@ class RolloutsSpec(Spec):
     """Reward of an answer: metric -> weight; the rewards are multiplied by their weights and added. Metrics read
     data.json_schema and evaluate.graders; json_valid holds an answer against the schema. A metric that raises, hangs
     or gives no number costs that answer."""
+    reward_model: str | None = None
+    """Adapter folder of a reward model (loss.kind: reward) on the same base, relative to the project file; its score is
+    added to the metrics' rewards. It is a second copy of the base in memory, in float32."""
+    reward_model_weight: Annotated[float, Field(gt=0)] = 1.0
+    """What its score is multiplied by."""
     reward_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """An answer whose reward takes longer is left out."""
+    """An answer that a metric takes longer to reward is left out."""
     prompts: Annotated[int, Field(ge=1)] = 8
     """Prompts of a round."""
     answers: Annotated[int, Field(ge=1)] = 8
-    """Answers to each of them: its group. grpo compares within the group, so it needs at least 2."""
+    """Answers to each of them: its group. grpo compares within the group, so it needs at least 2; for ppo 1 will
+    do."""
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
     """Longest answer. Prompts that leave less room in train.sequence_len are quarantined."""
     temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
@@ -45,13 +51,18 @@ class RolloutsSpec(Spec):
 
     @model_validator(mode="after")
     def _rewards_can_be_told_apart(self) -> "RolloutsSpec":
-        if self.rewards and not any(self.rewards.values()):
+        if self.rewards and not any(self.rewards.values()) and not self.reward_model:
             raise ValueError("every reward has the weight 0: all answers would be alike")
         if self.inner_batches > self.prompts:
             raise ValueError(
                 f"inner_batches {self.inner_batches} is more than prompts {self.prompts}: some steps had none"
             )
         return self
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether anything rewards an answer."""
+        return bool(self.rewards) or self.reward_model is not None
 
     @property
     def steps_of_round(self) -> int:

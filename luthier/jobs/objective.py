@@ -25,6 +25,7 @@ from luthier.jobs import console
 from luthier.jobs.local import OpenBase
 from luthier.jobs.pins import pin_all
 from luthier.jobs.reference import reference_stage
+from luthier.jobs.reward_model import check_reward_model
 from luthier.jobs.stage import Stage
 from luthier.losses.kto import LABEL
 from luthier.losses.loss import Loss
@@ -61,8 +62,9 @@ class OpenObjective:
 
 
 def check_objective(project: Project, opened: OpenBase) -> None:
-    """Raises ConfigError for a teacher that cannot teach this base."""
+    """Raises ConfigError for a teacher that cannot teach this base, or a reward model that cannot judge it."""
     loss = project.spec.loss
+    check_reward_model(project, opened)
     if loss.teacher is None:
         return
     folder = project.folder / loss.teacher
@@ -177,14 +179,28 @@ class AdaptersOff:
 
 def add_score_head(model: Any, num_scores: int, seed: int) -> nn.Linear:
     """Gives `model` its `score` layer (float32, trained). One seed gives one set of start values."""
-    if isinstance(model, TransformersModel):
-        raise ConfigError(
-            f"a score head needs luthier's own decoder: {model.note}", hint="choose a base of a known architecture"
-        )
+    _refuse_others(model, "a score head")
     head = nn.Linear(model.config["hidden_size"], num_scores, bias=False, dtype=torch.float32)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
     model.score = head.to(model.device)
     return head
+
+
+def add_value_head(model: Any) -> nn.Linear:
+    """Gives `model` its `value_head` (float32, trained), which expects nothing of any answer yet."""
+    _refuse_others(model, "a value head")
+    head = nn.Linear(model.config["hidden_size"], 1, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model.value_head = head.to(model.device)
+    return head
+
+
+def _refuse_others(model: Any, what: str) -> None:
+    if isinstance(model, TransformersModel):
+        raise ConfigError(
+            f"{what} needs luthier's own decoder: {model.note}", hint="choose a base of a known architecture"
+        )
 
 
 def open_objective(
@@ -204,6 +220,8 @@ def open_objective(
         add_score_head(model, max(1, len(examples.classes)), project.spec.train.seed)
         plain = lay_out
         lay_out = lambda rows: at_last_token(plain(rows))  # noqa: E731
+    if spec.has_value_head:
+        add_value_head(model)
     if spec.kl_to_base:
         second = AdaptersOff(adapted)
     elif spec.teacher is not None and spec.pull:

@@ -1,4 +1,4 @@
-"""What an online run (grpo) is given beside rows and model: rewards, rounds, and its held-out figure."""
+"""What an online run (grpo, ppo) is given beside rows and model: rewards, rounds, and its held-out figure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from luthier.jobs import console
 from luthier.jobs.local import sampler_of
 from luthier.jobs.objective import AdaptersOff, Examples
 from luthier.jobs.prepare import evaluate_spec, schema_of
+from luthier.jobs.reward_model import open_reward_model, reward_model_digest
 from luthier.jobs.session import Session
 from luthier.losses.policy import PolicyLoss
 from luthier.models.packed import PackedModel
@@ -35,24 +36,27 @@ class Online:
     def __init__(self, session: Session, model: PackedModel, adapted: AdaptedModel, examples: Examples) -> None:
         self.session, self.project, self.prepared = session, session.project, session.prepared
         spec = self.project.spec
-        self.rewards = Rewards(spec.rollouts)
         self.device = next(iter(model.named_parameters()))[1].device
         shares = model.shares_prefixes and spec.train.share_prefix != "never"
         plain: LayOut = make_shared_batch if shares else make_batch
+        place = lambda batch: to_device(batch, self.device)  # noqa: E731
+        self.examples = examples
+        self.rewards = Rewards(spec.rollouts, open_reward_model(self.project, session.opened, plain, place))
         self.supply = Rollouts(
-            spec.rollouts, spec.loss, examples.train, self._asked("train"),
+            spec.rollouts, spec.loss, examples.train, self._asked("train"), policy=model,
             sampler=sampler_of(model, session.opened.codec, "policy", batch_size=spec.rollouts.batch_size),
             rewards=self.rewards,
             base=AdaptersOff(adapted) if adapted.keeps_base else None,
-            lay_out=plain, place=lambda batch: to_device(batch, self.device), shares=shares,
+            lay_out=plain, place=place, shares=shares,
             budget=spec.train.micro_batch_tokens, seed=spec.train.seed,
             folder=session.work / "rollouts", notice=console.warn,
         )  # fmt: skip
 
     def _asked(self, split: str) -> dict[str, Asked]:
         schema, options = schema_of(self.project), evaluate_spec(self.project).graders
-        rows = read_rows(self.prepared.folder, split)
-        return {row.id: Asked(row.answer, Task(schema, row.columns, options)) for row in rows}
+        rows, encoded = read_rows(self.prepared.folder, split), getattr(self.examples, split)
+        prompts = {encoded[index].row_id: encoded[index].ids for index in range(len(encoded))}
+        return {row.id: Asked(row.answer, Task(schema, row.columns, options), prompts[row.id]) for row in rows}
 
     def loss_of(self, loss: Any) -> PolicyLoss:
         """The loss with what the sampling decides."""
@@ -73,7 +77,7 @@ class Online:
                 [row.prompt for row in rows], max_new_tokens=spec.rollouts.max_new_tokens,
                 temperature=spec.evaluate.temperature, seed=spec.evaluate.seed,
             )  # fmt: skip
-            got = self.rewards.of([one.text for one in said], [asked[row.id] for row in rows])
+            got = self.rewards.of(said, [asked[row.id] for row in rows])
             values = [one.value for one in got if one.value is not None]
             if not values:
                 return {REWARD: float("nan"), "reward_failed": float(len(got))}
@@ -81,7 +85,7 @@ class Online:
             return {
                 REWARD: sum(values) / len(values), f"{REWARD}_low": low, f"{REWARD}_high": high,
                 "answer_tokens": sum(len(one.ids) for one in said) / len(said),
-                "reward_failed": float(len(got) - len(values)),
+                "reward_failed": float(len(got) - len(values)), **self.rewards.means([one.parts for one in got]),
             }  # fmt: skip
 
         return measure
@@ -107,7 +111,10 @@ def online_inputs(project: Project) -> dict[str, Any]:
     spec = project.spec
     if not spec.loss.is_online:
         return {}
-    reads = {"schema": schema_of(project), "graders": spec.evaluate.graders.model_dump(mode="json")}
+    reads = {
+        "schema": schema_of(project), "graders": spec.evaluate.graders.model_dump(mode="json"),
+        "reward model": reward_model_digest(project),
+    }  # fmt: skip
     dev = {"temperature": spec.evaluate.temperature, "seed": spec.evaluate.seed}
     return {"rollouts": spec.rollouts.model_dump(mode="json"), "rewards": reads, "held out": dev}
 

@@ -217,6 +217,8 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
 
 
 def _save(session: Session, adapted: AdaptedModel, examples: Examples, folder: Path) -> None:
+    if session.project.spec.loss.has_value_head:
+        del adapted.model.value_head  # its work is done; the checkpoints keep it
     save_adapter(adapted, folder, session.opened.base.name)
     if session.project.spec.loss.has_score_head:
         save_score_head(adapted.model, folder, examples.classes)

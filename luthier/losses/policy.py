@@ -7,6 +7,7 @@ and what a step averages over is
   grpo      the tokens of an answer, then the answers           DeepSeekMath, arXiv 2402.03300, equation 3
   dr_grpo   the answers, each over the longest length allowed   Dr. GRPO, arXiv 2503.20783, section 3.2
   dapo      all tokens of the step; high > low                  DAPO, arXiv 2503.14476, equation 8
+  ppo       all tokens of the step, beside a value head         `ppo.py`
 A row is one answer. Answers that are left out (no reward, overlong) are in no average.
 Shapes: K trained positions, R rows (one sequence each), D hidden.
 """
@@ -58,18 +59,32 @@ class PolicyLoss(Objective):
     @property
     def unit(self) -> str:  # type: ignore[override]
         """What is counted."""
-        return "token" if self.variant == "dapo" else "answer"
+        return "token" if self._by_token else "answer"
+
+    @property
+    def _by_token(self) -> bool:
+        return self.variant in ("dapo", "ppo")
 
     def count(self, batch: Batch) -> float:
-        """Trained tokens for dapo, else answers."""
-        return batch.num_trained if self.variant == "dapo" else len(batch.row_ids)
+        """Trained tokens for dapo and ppo, else answers."""
+        return batch.num_trained if self._by_token else len(batch.row_ids)
 
     def sums(self, model: Any, batch: Batch) -> Sums:
-        """One forward pass. figures: entropy of the policy and, with a reference, KL from it, in nats a token;
+        """One forward pass. figures: see `of_tokens`."""
+        losses_K, figures = self.of_tokens(model, model.hidden(batch), batch)
+        if self._by_token:
+            return Sums(losses_K.sum(), figures)
+        lengths_R = torch.bincount(batch.sequences_K, minlength=len(batch.row_ids)).to(losses_K.dtype)
+        weight_K = 1 / (lengths_R[batch.sequences_K] if self.variant == "grpo" else self.longest)
+        share_K = 1 / lengths_R[batch.sequences_K]
+        of_answers = {name: _by_answer(value * share_K, batch) for name, value in figures.items()}
+        return Sums((losses_K * weight_K).sum(), of_answers)
+
+    def of_tokens(self, model: Any, hidden_KD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(K,) losses and figures. Figures: entropy of the policy and, with a reference, KL from it, in nats a token;
         policy_kl: how far it has moved since it sampled; clip_share: of tokens held by the clip.
         """
         old_K, advantages_K = batch.columns[OLD].float(), batch.columns[ADVANTAGE].float()
-        hidden_KD = model.hidden(batch)
         logps_K, entropies_K = policy_logps(model, hidden_KD, batch.targets_K, self.temperature)
         losses_K = clipped(logps_K, old_K, advantages_K, self.low, self.high)
         now_K = logps_K.detach()
@@ -79,13 +94,7 @@ class PolicyLoss(Objective):
             figures["kl"] = k3(now_K, ref_K)
             if self.kl_weight:
                 losses_K = losses_K + self.kl_weight * k3(logps_K, ref_K)
-        if self.variant == "dapo":
-            return Sums(losses_K.sum(), figures)
-        lengths_R = torch.bincount(batch.sequences_K, minlength=len(batch.row_ids)).to(losses_K.dtype)
-        weight_K = 1 / (lengths_R[batch.sequences_K] if self.variant == "grpo" else self.longest)
-        share_K = 1 / lengths_R[batch.sequences_K]
-        of_answers = {name: _by_answer(value * share_K, batch) for name, value in figures.items()}
-        return Sums((losses_K * weight_K).sum(), of_answers)
+        return losses_K, figures
 
     def _held(self, logps_K: Tensor, batch: Batch) -> Tensor:
         ratio_K, advantages_K = torch.exp(logps_K - batch.columns[OLD].float()), batch.columns[ADVANTAGE]

@@ -12,6 +12,7 @@ from luthier.config.loss import LossSpec
 from luthier.losses.kto import make_kto
 from luthier.losses.loss import Loss, Objective
 from luthier.losses.policy import make_grpo
+from luthier.losses.ppo import make_ppo
 from luthier.losses.preference import make_cpo, make_dpo, make_orpo, make_simpo
 from luthier.losses.scores import ClassifyLoss, RegressLoss, make_reward
 from luthier.losses.sft import sft_loss_sum
@@ -58,6 +59,7 @@ LOSSES: dict[str, Callable[[LossSpec, SecondModel | None], Loss]] = {
     "classify": lambda spec, _: ClassifyLoss(spec.label_smoothing or 0.0),
     "regress": lambda spec, _: RegressLoss(),
     "grpo": lambda spec, _: make_grpo(spec),
+    "ppo": lambda spec, _: make_ppo(spec),
 }
 
 

@@ -23,9 +23,10 @@ from luthier.config.rollouts import RolloutsSpec
 from luthier.errors import ArtifactError, TrainError
 from luthier.losses.head import policy_logps
 from luthier.losses.policy import ADVANTAGE, OLD, REF
+from luthier.losses.ppo import RETURN, VALUE, token_values
 from luthier.losses.tokens import SecondModel
 from luthier.models.sampler import LocalSampler
-from luthier.rollouts.advantages import group_advantages, is_constant
+from luthier.rollouts.advantages import gae, group_advantages, is_constant, token_rewards, whitened
 from luthier.rollouts.rewards import Asked, Rewards
 from luthier.rollouts.round import Answer, read_round, write_round
 from luthier.types import Batch, EncodedRow, RowSet, StepRows
@@ -62,9 +63,10 @@ def plan_rounds(spec: RolloutsSpec) -> Callable[[RowSet, int, int, int], list[li
 class Rollouts:
     """What an online run learns from. Implements the engine's Supply, and lays its rows out with their columns.
 
-    prompts: the training prompts; asked: what their answers are held against, by row id. base: the model with its
-    adapters off, None where it cannot be had. lay_out: rows -> packed batch; place: batch -> tensors for the model.
-    shares: whether the layout computes a shared prompt once. budget: tokens of a micro-batch. folder: of the rounds.
+    prompts: the training prompts; asked: what their answers are held against, by row id. policy: the model in training;
+    base: the same with its adapters off, None where it cannot be had. lay_out: rows -> packed batch; place: batch ->
+    tensors for the model. shares: whether the layout computes a shared prompt once. budget: tokens of a micro-batch.
+    folder: of the rounds.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Rollouts:
         prompts: RowSet,
         asked: Mapping[str, Asked],
         *,
+        policy: Any,
         sampler: LocalSampler,
         rewards: Rewards,
         base: SecondModel | None,
@@ -86,7 +89,7 @@ class Rollouts:
         notice: Callable[[str], None],
     ) -> None:
         self.spec, self.loss, self.prompts, self.asked = spec, loss, prompts, asked
-        self.sampler, self.rewards, self.base = sampler, rewards, base
+        self.policy, self.sampler, self.rewards, self.base = policy, sampler, rewards, base
         self.plain, self.place, self.shares, self.budget = lay_out, place, shares, budget
         self.seed, self.folder, self.notice = seed, folder, notice
         self.ids = {prompts[index].row_id: prompts[index].ids for index in range(len(prompts))}
@@ -103,7 +106,7 @@ class Rollouts:
             self.held = (path, *self._round(path, planned, number, inner, between))
         _, answers, figures = self.held
         chosen = self._dealt(answers, [self.seed, planned.epoch, number], inner)
-        is_idle = not self.loss.kl_to_base and not any(answer.advantage for answer in chosen)
+        is_idle = not self.loss.kl_to_base and not any(any(answer.advantages) for answer in chosen)
         return self._made([] if is_idle else chosen, figures if inner == 0 else {})
 
     def heaviest(self) -> StepRows:
@@ -113,10 +116,12 @@ class Rollouts:
         filler = (prompt.ids * (length // len(prompt.ids) + 1))[:length]
         while not answers or self._cost(answers) <= self.budget:
             name = f"{prompt.row_id}/rehearsed-{len(answers)}"
-            group = [
-                Answer(name, i, filler, (0.0,) * length, "length", "", advantage=1.0, ref_logps=(0.0,) * length)
-                for i in range(self.spec.answers)
-            ]
+            none = (0.0,) * length
+            one = Answer(
+                name, 0, filler, none, "length", "",
+                ref_logps=none, advantages=(1.0,) * length, values=none, returns=none,
+            )  # fmt: skip
+            group = [replace(one, number=i) for i in range(self.spec.answers)]
             self.ids[name] = prompt.ids
             if answers and self._cost([*answers, *group]) > self.budget:
                 break
@@ -168,9 +173,10 @@ class Rollouts:
             groups += found if self.spec.resample == 1 else [group for group in found if _varies(group)]
             if self.spec.resample == 1 or len(groups) >= len(wanted) or not chosen:
                 break
-        learnt = [answer for group in groups[: len(wanted)] for answer in self._judged(group)]
-        with_base = self._with_base(learnt)
-        return with_base, self._figures(everything)
+        kept = [answer for group in groups[: len(wanted)] for answer in group if answer.reward is not None]
+        learnt = [replace(a, learnt=a.finish == "stop" or not self.spec.drop_overlong) for a in kept]
+        judge = self._credited if self.loss.has_value_head else self._compared
+        return judge(self._with_base(learnt)), self._figures(everything)
 
     def _groups(self, chosen: Sequence[int], seed: int, between: Callable[[], None]) -> list[list[Answer]]:
         """The rewarded answers to some prompts, one list a prompt."""
@@ -181,7 +187,7 @@ class Rollouts:
             progress=lambda done, total, /, **figures: between(),
         )  # fmt: skip
         names = [(row.row_id, number) for row in rows for number in range(spec.answers)]
-        rewarded = self.rewards.of([one.text for one in said], [self.asked[row] for row, _ in names], between)
+        rewarded = self.rewards.of(said, [self.asked[row] for row, _ in names], between)
         answers = [
             Answer(row, number, one.ids, one.logps, one.finish, one.text, got.value, got.parts, got.error)
             for (row, number), one, got in zip(names, said, rewarded, strict=True)
@@ -194,38 +200,60 @@ class Rollouts:
             )
         return [answers[start : start + spec.answers] for start in range(0, len(answers), spec.answers)]
 
-    def _judged(self, group: list[Answer]) -> list[Answer]:
-        """With advantages; without those that have no reward."""
-        group = [answer for answer in group if answer.reward is not None]
-        rewards = [answer.reward for answer in group if answer.reward is not None]
-        advantages = group_advantages(rewards, scaled=self.loss.variant != "dr_grpo")
+    def _compared(self, answers: list[Answer]) -> list[Answer]:
+        """With the advantage of each answer over the others to its prompt, the same for all of its tokens."""
+        compared = []
+        for group in _grouped(answers).values():
+            rewards = [answer.reward for answer in group if answer.reward is not None]
+            advantages = group_advantages(rewards, scaled=self.loss.variant != "dr_grpo")
+            compared += [replace(a, advantages=(x,) * len(a.ids)) for a, x in zip(group, advantages, strict=True)]
+        return compared
+
+    def _credited(self, answers: list[Answer]) -> list[Answer]:
+        """With the advantage of each token over what the value head expected, whitened over the round."""
+        loss = self.loss
+        assert loss.kl_to_base is not None and loss.gamma is not None and loss.gae_lambda is not None
+        told = self._of_tokens(answers, lambda batch: token_values(self.policy, self.policy.hidden(batch)))
+        found = []
+        for answer in answers:
+            assert answer.reward is not None
+            earned_T = token_rewards(answer.reward, answer.logps, answer.ref_logps, loss.kl_to_base)
+            found.append(gae(earned_T, told[answer.name], loss.gamma, loss.gae_lambda))
+        white = whitened([advantages_T for advantages_T, _ in found]) if found else []
         return [
-            replace(answer, advantage=a, learnt=answer.finish == "stop" or not self.spec.drop_overlong)
-            for answer, a in zip(group, advantages, strict=True)
+            replace(answer, advantages=tuple(w.tolist()), values=told[answer.name], returns=tuple(returns_T.tolist()))
+            for answer, w, (_, returns_T) in zip(answers, white, found, strict=True)
         ]
 
     def _with_base(self, answers: list[Answer]) -> list[Answer]:
         """With each token's log-probability under the base."""
-        if self.base is None or not answers:
+        base = self.base
+        if base is None:
             return answers
+
+        def logps(batch: Batch) -> torch.Tensor:
+            return policy_logps(base, base.hidden(batch), batch.targets_K, self.spec.temperature)[0]
+
+        found = self._of_tokens(answers, logps)
+        return [replace(answer, ref_logps=found[answer.name]) for answer in answers]
+
+    def _of_tokens(self, answers: list[Answer], tell: Callable[[Batch], torch.Tensor]) -> dict[str, tuple[float, ...]]:
+        """answer -> what `tell` says of each of its tokens; without gradients, in batches as a step's."""
         self.tables = {}
         made, found = self._rows(answers), {}
         for micro in self._micro_batches(answers):
             batch = self.place(self.plain([made[index] for index in micro]))
             with torch.no_grad():
-                logps_K, _ = policy_logps(self.base, self.base.hidden(batch), batch.targets_K, self.spec.temperature)
+                told_K = tell(batch)
             for place, row in enumerate(batch.row_ids):
-                found[row] = logps_K[batch.sequences_K == place].tolist()
-        return [replace(answer, ref_logps=tuple(found[answer.name])) for answer in answers]
+                found[row] = tuple(told_K[batch.sequences_K == place].tolist())
+        return found
 
     def _figures(self, answers: list[Answer]) -> dict[str, float]:
         """Of all answers that were given, learnt from or not."""
         rewards = [answer.reward for answer in answers if answer.reward is not None]
-        groups: dict[str, list[Answer]] = {}
-        for answer in answers:
-            groups.setdefault(answer.row, []).append(answer)
-        alike = [not _varies(group) for group in groups.values()]
-        figures: dict[str, float] = {
+        alike = [not _varies(group) for group in _grouped(answers).values()]
+        return {
             "reward": float(np.mean(rewards)),
             "reward_std": float(np.std(rewards)),
             "alike_groups": float(np.mean(alike)),
@@ -233,11 +261,8 @@ class Rollouts:
             "cut_off": float(np.mean([answer.finish == "length" for answer in answers])),
             "reward_failed": float(sum(answer.reward is None for answer in answers)),
             "answers": float(len(answers)),
+            **self.rewards.means([answer.parts for answer in answers]),
         }
-        for name in self.rewards.weights:
-            known = [answer.parts[name] for answer in answers if name in answer.parts]
-            figures[f"reward_{name}"] = float(np.mean(known)) if known else float("nan")
-        return figures
 
     def _refuse_constant(self, epoch: int, number: int) -> None:
         """Says, and after some rounds refuses, that every answer of the run gets the same reward."""
@@ -267,8 +292,11 @@ class Rollouts:
     def _made(self, answers: list[Answer], figures: Mapping[str, float]) -> StepRows:
         self.tables = {
             OLD: {answer.name: answer.logps for answer in answers},
-            ADVANTAGE: {answer.name: (answer.advantage,) * len(answer.ids) for answer in answers},
+            ADVANTAGE: {answer.name: answer.advantages for answer in answers},
         }
+        if self.loss.has_value_head:
+            self.tables[VALUE] = {answer.name: answer.values for answer in answers}
+            self.tables[RETURN] = {answer.name: answer.returns for answer in answers}
         if self.base is not None:
             self.tables[REF] = {answer.name: answer.ref_logps for answer in answers}
         rows = self._rows(answers)
@@ -300,6 +328,14 @@ class Rollouts:
         own = sum(len(answer.ids) for answer in answers)
         asked: Any = {answer.row for answer in answers} if self.shares else [answer.row for answer in answers]
         return own + sum(len(self.ids[row]) for row in asked)
+
+
+def _grouped(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """The answers to each prompt."""
+    groups: dict[str, list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault(answer.row, []).append(answer)
+    return groups
 
 
 def _varies(group: Sequence[Answer]) -> bool:

@@ -1,4 +1,4 @@
-"""Rewards of answers: a weighted sum of metrics, each in a process that can be stopped.
+"""Rewards of answers: a weighted sum of metrics, each in a process that can be stopped, and of a reward model's score.
 
 A metric that raises, hangs or gives no number costs the answer it did so on: that one has no reward and is left out.
 What runs in the sandbox (unit tests) has its own limits and is run for many answers at once.
@@ -6,23 +6,31 @@ What runs in the sandbox (unit tests) has its own limits and is run for many ans
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from luthier.config.rollouts import RolloutsSpec
 from luthier.errors import LuthierError
 from luthier.graders.grader import Grader, Task, numbers_of
 from luthier.graders.guard import GuardedReward, Reward
 from luthier.graders.registry import grader
+from luthier.rollouts.reward_model import RewardModel
+from luthier.types import Completion
+
+REWARD_MODEL = "reward_model"
+"""The name of a trained reward model's score among the parts of a reward; no metric is called so."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an answer is held against: the row's own answer, and what else metrics read."""
+    """What an answer is held against: the row's own answer, and what else metrics read. prompt: the ids it answers."""
 
     reference: str
     task: Task
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,16 @@ class Rewarded:
 
 
 class Rewards:
-    """The rewards of a run. errors: how often each thing went wrong, over this process."""
+    """The rewards of a run. judge: the trained reward model, where the run has one. errors: how often each thing went
+    wrong, over this process.
+    """
 
-    def __init__(self, spec: RolloutsSpec) -> None:
+    def __init__(self, spec: RolloutsSpec, judge: RewardModel | None = None) -> None:
+        self.judge = judge
         self.weights: dict[str, float] = {**spec.rewards}
         self.graders = {name: grader(name) for name in self.weights}
+        if judge is not None:
+            self.weights[REWARD_MODEL] = spec.reward_model_weight
         limit_s = spec.reward_timeout_s
         self._guarded = {
             name: GuardedReward(each.grade, time_limit_s=limit_s)
@@ -49,16 +62,28 @@ class Rewards:
         self.errors: Counter[str] = Counter()
 
     def of(
-        self, texts: Sequence[str], asked: Sequence[Asked], between: Callable[[], None] = lambda: None
+        self, said: Sequence[Completion], asked: Sequence[Asked], between: Callable[[], None] = lambda: None
     ) -> list[Rewarded]:
         """One an answer, in order. between: called before each; what it raises ends the work."""
-        parts = {name: self._part(name, texts, asked, between) for name in self.weights}
-        return [self._sum({name: values[index] for name, values in parts.items()}) for index in range(len(texts))]
+        parts = {name: self._part(name, said, asked, between) for name in self.weights}
+        return [self._sum({name: values[index] for name, values in parts.items()}) for index in range(len(said))]
+
+    def means(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The mean of each part, by the name it has in the log; NaN for one that nobody has."""
+        figures = {}
+        for name in self.weights:
+            known = [one[name] for one in parts if name in one]
+            figures[name if name == REWARD_MODEL else f"reward_{name}"] = fmean(known) if known else math.nan
+        return figures
 
     def _part(
-        self, name: str, texts: Sequence[str], asked: Sequence[Asked], between: Callable[[], None]
+        self, name: str, said: Sequence[Completion], asked: Sequence[Asked], between: Callable[[], None]
     ) -> list[Reward]:
-        guarded = self._guarded.get(name)
+        if name == REWARD_MODEL:
+            assert self.judge is not None
+            scores = self.judge.scores([one.prompt for one in asked], said, between)
+            return [Reward(x) if math.isfinite(x) else Reward(None, f"it gave {x}") for x in scores]
+        guarded, texts = self._guarded.get(name), [one.text for one in said]
         if guarded is None:
             between()
             return _side_by_side(self.graders[name], texts, asked)

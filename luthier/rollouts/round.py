@@ -21,7 +21,8 @@ class Answer:
     """One sampled answer to the prompt of row `row`, the `number`-th of its group.
 
     ids: the answer's own tokens, its stop token included; logps: of each, when it was sampled; ref_logps: under the
-    base, () where nobody asks. reward: None = it has none, for the reason in `error`.
+    base, () where nobody asks. reward: None = it has none, for the reason in `error`. advantages: of each token; values
+    and returns: what the value head told before each, and what it should have told (ppo).
     """
 
     row: str
@@ -33,9 +34,11 @@ class Answer:
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     error: str = ""
-    advantage: float = 0.0
     learnt: bool = True
     ref_logps: tuple[float, ...] = ()
+    advantages: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+    returns: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,5 +68,4 @@ def read_round(path: Path) -> tuple[list[Answer], dict[str, float]] | None:
 
 
 def _answer(kept: dict[str, Any]) -> Answer:
-    fields: dict[str, Any] = kept | {name: tuple(kept[name]) for name in ("ids", "logps", "ref_logps")}
-    return Answer(**fields)
+    return Answer(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})

@@ -1,6 +1,6 @@
-"""Runs a luthier command and sends it SIGTERM, once, at the n-th call of a function of luthier (or at an import).
+"""Runs a luthier command and sends it a signal, once, at the n-th call of a function of luthier (or at an import).
 
-python -m tests.jobs.signalled FILE:FUNCTION:N VERB ...   or   import:MODULE VERB ...
+python -m tests.jobs.signalled FILE:FUNCTION:N[:SIGNAL] VERB ...   or   import:MODULE VERB ...     (SIGTERM)
 """
 
 import os
@@ -8,9 +8,9 @@ import signal
 import sys
 
 
-def strike() -> None:
+def strike(name: str = "SIGTERM") -> None:
     """As `kill PID` from another terminal."""
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.Signals[name])
 
 
 def at_import(wanted: str) -> None:
@@ -25,9 +25,9 @@ def at_import(wanted: str) -> None:
     sys.addaudithook(watch)
 
 
-def at_call(file: str, function: str, number: int) -> None:
+def at_call(file: str, function: str, number: str, name: str = "SIGTERM") -> None:
     """When luthier's `file` calls `function` for the n-th time."""
-    left = [number]
+    left = [int(number)]
 
     def watch(frame, event, argument):
         code = frame.f_code
@@ -35,7 +35,7 @@ def at_call(file: str, function: str, number: int) -> None:
             left[0] -= 1
             if not left[0]:
                 sys.setprofile(None)
-                strike()
+                strike(name)
 
     sys.setprofile(watch)
 
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     if place[0] == "import":
         at_import(place[1])
     else:
-        at_call(place[0], place[1], int(place[2]))
+        at_call(*place)
     from luthier.cli import main
 
     main()

@@ -32,6 +32,10 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, base):
+    return writer(tmp_path, base)
+
+
+def writer(tmp_path, base):
     """project(loss, rollouts, train) -> project file: prompts to a model of random weights, rewarded for an `e`."""
 
     def write(loss="{kind: grpo}", rollouts=ROUND, train="", rows=96, longest=12):
@@ -220,7 +224,7 @@ def test_dynamic_sampling_leaves_out_groups_whose_answers_are_alike(project, lut
     for number, record in enumerate(log["rollout"]):
         answers, _ = read_round(sorted((folder / "rollouts").iterdir())[number])
         assert record["answers"] > 16, "more prompts were asked than are learnt from"
-        assert 0 < len(answers) <= 16 and all(answer.advantage for answer in answers)
+        assert 0 < len(answers) <= 16 and all(answer.advantages[0] for answer in answers)
 
 
 def test_overlong_answers_are_compared_with_but_not_learnt_from(project, luthier):

@@ -32,6 +32,7 @@ SPECS = [
     *(LossSpec(kind=kind) for kind in ("orpo", "simpo", "cpo", "kto", "classify", "regress")),
     LossSpec(kind="reward", margin_column="by", center_weight=0.1),
     *(LossSpec(kind="grpo", variant=v, clip_low=0.9, clip_high=9, kl_to_base=0.2) for v in ("grpo", "dr_grpo", "dapo")),
+    LossSpec(kind="ppo", clip_low=0.9, clip_high=9, value_clip=9, value_coef=0.5),
 ]  # fmt: skip
 
 
@@ -41,10 +42,10 @@ def named(spec: LossSpec) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny decoder with three scores."""
+    """A tiny decoder with three scores and a value head."""
     made = load_model(make_tiny_base(tmp_path_factory.mktemp("policy") / "base", seed=3))
     torch.manual_seed(0)
-    made.score = nn.Linear(64, 3, bias=False)
+    made.score, made.value_head = nn.Linear(64, 3, bias=False), nn.Linear(64, 1)
     return made
 
 
@@ -86,6 +87,8 @@ def columns_for(spec: LossSpec, rows: list[EncodedRow]) -> dict:
         "number_R": {r.row_id: (i / 2.0,) for i, r in enumerate(rows)},
         "old_logps_K": {r.row_id: (-5.6,) * sum(r.trained) for r in rows},
         "ref_logps_K": {r.row_id: (-5.9,) * sum(r.trained) for r in rows},
+        "old_values_K": {r.row_id: (0.1,) * sum(r.trained) for r in rows},
+        "returns_K": {r.row_id: (i - 2.0,) * sum(r.trained) for i, r in enumerate(rows)},
         "advantages_K": {r.row_id: ((-1.0) ** i * (1 + i),) * sum(r.trained) for i, r in enumerate(rows)},
     }
 

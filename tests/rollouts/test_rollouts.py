@@ -45,7 +45,7 @@ def test_sampler_and_trainer_agree_after_every_kind_of_step(spec, folders):
     model, other = (load_model(folder) for folder in folders)
     torch.manual_seed(0)
     apply_lora(model, AdapterSpec(lora_r=4, lora_alpha=8), seed=1)
-    model.score = nn.Linear(64, 3, bias=False)
+    model.score, model.value_head = nn.Linear(64, 3, bias=False), nn.Linear(64, 1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     model.train()
     for _ in range(2):
