@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from datetime import date, datetime, timezone
 from typing import Any
 
+import numpy as np
+
 from luthier.data.items import Item
 from luthier.data.quarantine import Quarantine
 from luthier.text.groups import Groups
@@ -25,18 +27,18 @@ STRICTEST = ("test", "dev", "train")
 MIN_YEAR_SECONDS = 10_000_000
 
 
-def readable(items: Sequence[Item], by: str, column: str, quarantine: Quarantine) -> list[Item]:
-    """The items whose column holds a time (by time) or the name of a split; the others go to the quarantine."""
+def readable(items: Sequence[Item], by: str, column: str, quarantine: Quarantine) -> np.ndarray:
+    """For each item, whether its column holds a time (by time) or the name of a split; those whose column does not go
+    to the quarantine."""
     parse, wanted = (parse_time, "a time") if by == "time" else (parse_split, "train, dev or test")
-    kept = []
-    for item in items:
+    is_readable = np.ones(len(items), dtype=bool)
+    for index, item in enumerate(items):
         value = item.row.columns.get(column)
         if parse(value) is None:
             said = "is missing" if value in (None, "") else f"is {str(value)[:40]!r}, expected {wanted}"
             quarantine.add(item.record, f"column {column!r} of data.split.column {said}")
-        else:
-            kept.append(item)
-    return kept
+            is_readable[index] = False
+    return is_readable
 
 
 def parse_time(value: Any) -> float | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from luthier.config.data_checks import ChecksSpec
 from luthier.config.data_style import StyleSpec
 from luthier.data.balance import balance_warnings, diversity, label_balance, volume_advice
@@ -15,6 +17,7 @@ from luthier.data.checks import sentences
 from luthier.data.disparity import disparity_sentences, measure
 from luthier.data.items import Item
 from luthier.data.quarantine import Quarantine
+from luthier.data.spill import Items, Mapped
 from luthier.data.style import style_misses, style_profile
 from luthier.data.summary import PreparedSummary
 from luthier.errors import DataError
@@ -23,7 +26,7 @@ NOT_COUNTERFACTUAL = "equal but for the group, with another answer"
 MAX_RATES = 20
 
 
-def compare_groups(items: list[Item], spec: ChecksSpec, quarantine: Quarantine, summary: PreparedSummary) -> list[Item]:
+def compare_groups(items: Items, spec: ChecksSpec, quarantine: Quarantine, summary: PreparedSummary) -> Items:
     """Measures whether answers depend on the group; the items without the conflicting rows where the policy is drop."""
     if not spec.group_terms and not spec.group_column:
         return items
@@ -40,13 +43,13 @@ def compare_groups(items: list[Item], spec: ChecksSpec, quarantine: Quarantine, 
     gone = {item.record.place for item in conflicting}
     for item in conflicting:
         quarantine.add(item.record, NOT_COUNTERFACTUAL, is_fault=False)
-    return [item for item in items if item.record.place not in gone]
+    return items.take(np.array([item.record.place not in gone for item in items], dtype=bool))
 
 
 def audit(train: Sequence[Item], spec: ChecksSpec, summary: PreparedSummary) -> None:
     """Balance of the answers, diversity and topics of the prompts, and the advice on their number."""
-    rows = [item.row for item in train]
-    balance = label_balance([row.answer for row in rows if row.answer])
+    rows = Mapped(train, lambda item: item.row)
+    balance = label_balance(row.answer for row in rows if row.answer)
     summary.checks["balance"] = balance
     if spec.diversity:
         summary.checks["diversity"] = diversity(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -36,38 +36,40 @@ VOLUME = {
 FEW_SHOT_BELOW, WARN_BELOW = 100, 500
 
 
-def answer_fields(answers: Sequence[str]) -> dict[str, Counter[str]]:
+def answer_fields(answers: Iterable[str]) -> dict[str, Counter[str]]:
     """field -> counts of its values: the fields of JSON answers if every answer is an object, else {"answer": ...}; a
     field with too many different values to be a class is left out."""
-    fields = _json_fields(answers)
-    if not fields:
-        fields = {"answer": Counter(answers)} if answers else {}
-    num = len(answers)
-    return {name: counts for name, counts in fields.items() if len(counts) <= MAX_CLASSES and num >= 3 * len(counts)}
+    whole: Counter[str] = Counter()
+    fields: dict[str, Counter[str]] = {}
+    num, are_objects = 0, True
+    for num, answer in enumerate(answers, start=1):  # noqa: B007 (num is the number of answers)
+        if len(whole) <= MAX_CLASSES:  # more are no classes; then nothing more is counted
+            whole[answer] += 1
+        values = _object(answer) if are_objects else None
+        are_objects = values is not None
+        for name, cell in (values or {}).items():
+            counts = fields.setdefault(name, Counter())
+            if len(counts) <= MAX_CLASSES:
+                counts[cell] += 1
+    found = fields if are_objects and fields else {"answer": whole} if num else {}
+    return {name: counts for name, counts in found.items() if len(counts) <= MAX_CLASSES and num >= 3 * len(counts)}
 
 
 def values_of(answer: str) -> dict[str, str]:
     """field -> value of one answer, in the same terms."""
-    fields = _json_fields([answer])
-    return {name: next(iter(counts)) for name, counts in fields.items()} or {"answer": answer}
+    return _object(answer) or {"answer": answer}
 
 
-def _json_fields(answers: Sequence[str]) -> dict[str, Counter[str]]:
-    """field -> counts of its values, if every answer is a JSON object; {} otherwise."""
-    fields: dict[str, Counter[str]] = {}
-    for answer in answers:
-        try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(value, dict):
-            return {}
-        for name, cell in value.items():
-            fields.setdefault(name, Counter())[str(cell)[:60]] += 1
-    return fields
+def _object(answer: str) -> dict[str, str] | None:
+    """field -> value of an answer that is a JSON object; None for any other."""
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return {name: str(cell)[:60] for name, cell in value.items()} if isinstance(value, dict) else None
 
 
-def label_balance(answers: Sequence[str]) -> list[dict]:
+def label_balance(answers: Iterable[str]) -> list[dict]:
     """One record a field: classes, commonest (its share is what always answering it would score), effective, rarest."""
     records = []
     for name, counts in answer_fields(answers).items():

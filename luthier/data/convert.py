@@ -78,7 +78,7 @@ def convert(source: Path, target: Path, *, to: str = "", source_format: str = "a
     aside = target.with_name(target.name + ".quarantine.jsonl")
     aside.unlink(missing_ok=True)
     if done.quarantine.entries:
-        write_atomic(aside, done.quarantine.lines())
+        write_atomic(aside, "".join(done.quarantine.lines()))
     return done
 
 

@@ -7,10 +7,15 @@ by place, because one of the two labels is wrong or the task is ambiguous, and b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from luthier.data.items import Item, prompt_key, prompt_text
+from luthier.data.spill import Items, Mapped
 from luthier.text.normalise import normalise
 from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
@@ -21,44 +26,62 @@ LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answe
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """`item` repeats `of`. kind: exact duplicate, near duplicate, or same prompt with another answer."""
+class Duplicates:
+    """Row `row[k]` repeats row `of[k]` (indexes), as LIKENESS[kind[k]] says, with similarity[k]."""
 
-    item: Item
-    of: Item
-    kind: str
-    similarity: float
+    row: np.ndarray
+    of: np.ndarray
+    kind: np.ndarray
+    similarity: np.ndarray
 
-    @property
-    def detail(self) -> str:
-        """In words, for the quarantine."""
-        likeness = "" if self.similarity == 1.0 else f", similarity {self.similarity:.2f}"
-        return f"{self.kind} of {self.of.record.place}{likeness}"
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __iter__(self) -> Iterator[tuple[int, int, str, float]]:
+        kinds = (LIKENESS[kind] for kind in self.kind)
+        return zip(self.row.tolist(), self.of.tolist(), kinds, self.similarity.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
 class Deduped:
-    """kept and dropped, in file order; conflicts: (earlier, later) with the same prompt and different answers."""
+    """Indexes. kept: in file order; conflicts: (earlier, later) with the same prompt and different answers."""
 
-    kept: list[Item]
-    dropped: list[Duplicate]
-    conflicts: list[tuple[Item, Item]]
+    kept: np.ndarray
+    dropped: Duplicates
+    conflicts: list[tuple[int, int]]
+
+
+def in_words(kind: str, place: str, similarity: float) -> str:
+    """A repetition of what stands at `place`, for the quarantine."""
+    return f"{kind} of {place}{'' if similarity == 1.0 else f', similarity {similarity:.2f}'}"
 
 
 def drop_duplicates(items: Sequence[Item], threshold: float) -> Deduped:
     """Splits `items` into kept and duplicates. threshold: in (0, 1]; 1 compares exactly, on prompt and answer."""
-    unique, dropped, conflicts = _exact(items)
-    if threshold >= 1.0:
-        return Deduped(unique, dropped, conflicts)
-    sets = Shingled([_compared(item.row) for item in unique])
-    conflicting = {id(later) for _, later in conflicts}
-    gone: dict[int, Duplicate] = {}
-    for i, j, similarity in sorted(similar_pairs(sets, threshold, BANDS_FOR_REMOVAL), key=lambda pair: pair[1::-1]):
-        if i not in gone and j not in gone:
-            kind = "same prompt with another answer" if id(unique[j]) in conflicting else "near duplicate"
-            gone[j] = Duplicate(unique[j], unique[i], kind, similarity)
-    kept = [item for index, item in enumerate(unique) if index not in gone]
-    return Deduped(kept, dropped + list(gone.values()), conflicts)
+    exact = _exact(items)
+    unique = np.flatnonzero(exact.first == np.arange(len(items)))
+    conflicting = np.zeros(len(items), dtype=bool)
+    conflicting[[later for _, later in exact.conflicts]] = True
+    again = np.flatnonzero(exact.first != np.arange(len(items)))
+    found = [(row, of, 0, 1.0) for row, of in zip(again.tolist(), exact.first[again].tolist(), strict=True)]
+    is_gone = np.zeros(len(unique), dtype=bool)
+    if threshold < 1.0:
+        sets = Shingled(Mapped(_chosen(items, unique), lambda item: _compared(item.row)))
+        pairs = similar_pairs(sets, threshold, BANDS_FOR_REMOVAL)
+        for k in np.lexsort((pairs.i, pairs.j)).tolist():
+            i, j = pairs.i[k], pairs.j[k]
+            if not is_gone[i] and not is_gone[j]:
+                is_gone[j] = True
+                kind = 2 if conflicting[unique[j]] else 1
+                found.append((int(unique[j]), int(unique[i]), kind, float(pairs.similarity[k])))
+    columns = [np.array(column) for column in zip(*found, strict=True)] or [np.empty(0, dtype=np.int64)] * 4
+    return Deduped(unique[~is_gone], Duplicates(*columns), exact.conflicts)
+
+
+def _chosen(items: Sequence[Item], rows: np.ndarray) -> Sequence[Item]:
+    if len(rows) == len(items):
+        return items
+    return items.take(rows) if isinstance(items, Items) else [items[row] for row in rows.tolist()]
 
 
 def _answers(row: Row) -> str:
@@ -68,22 +91,49 @@ def _answers(row: Row) -> str:
 
 def _compared(row: Row) -> str:
     """Prompts are compared; several judged answers to one prompt are no repetition, so these count too."""
-    judged = bool(row.rejected) or row.label is not None
-    return f"{prompt_text(row)}\n{_answers(row)}" if judged else prompt_text(row)
+    return f"{prompt_text(row)}\n{_answers(row)}" if _is_judged(row) else prompt_text(row)
 
 
-def _exact(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate], list[tuple[Item, Item]]]:
-    seen: dict[tuple[str, str], Item] = {}
-    first_of_prompt: dict[str, Item] = {}
-    unique, dropped, conflicts = [], [], []
+def _is_judged(row: Row) -> bool:
+    return bool(row.rejected) or row.label is not None
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """first[i]: the first row with the prompt and the answer of row i; conflicts: see Deduped."""
+
+    first: np.ndarray
+    conflicts: list[tuple[int, int]]
+
+
+def _exact(items: Sequence[Item]) -> _Exact:
+    prompts, wholes, judged = array("Q"), array("Q"), bytearray()
     for item in items:
-        prompt, answer = prompt_key(item.row), normalise(_answers(item.row))
-        if (prompt, answer) in seen:
-            dropped.append(Duplicate(item, seen[prompt, answer], "exact duplicate", 1.0))
-            continue
-        seen[prompt, answer] = item
-        unique.append(item)
-        if prompt in first_of_prompt and item.row.label is None and not item.row.rejected:
-            conflicts.append((first_of_prompt[prompt], item))
-        first_of_prompt.setdefault(prompt, item)
-    return unique, dropped, conflicts
+        prompt = prompt_key(item.row)
+        prompts.append(digest_64(prompt))
+        wholes.append(digest_64(f"{prompt}\0{normalise(_answers(item.row))}"))
+        judged.append(_is_judged(item.row))
+    prompt_N, whole_N = (np.array(values, dtype=np.uint64) for values in (prompts, wholes))
+    first, first_of_prompt = firsts(prompt_N, whole_N), firsts(prompt_N)
+    index_N = np.arange(len(items))
+    is_conflict = (first == index_N) & (first_of_prompt != index_N) & (np.frombuffer(judged, dtype=np.uint8) == 0)
+    later = np.flatnonzero(is_conflict)
+    return _Exact(first, list(zip(first_of_prompt[later].tolist(), later.tolist(), strict=True)))
+
+
+def digest_64(text: str) -> int:
+    """64 bits of a text's digest. Two digests that agree stand for equal texts: of ten million texts, two different
+    ones agree with a chance of one in 400,000."""
+    raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(raw, "little")
+
+
+def firsts(*keys: np.ndarray) -> np.ndarray:
+    """For every index, the first index with the same keys."""
+    index_N = np.arange(len(keys[0]))
+    order = np.lexsort((index_N, *keys))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+    found = np.empty_like(index_N)
+    found[order] = order[np.maximum.accumulate(np.where(is_first, index_N, 0))]
+    return found

@@ -16,13 +16,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from luthier.data.detect import detect
-from luthier.data.items import Item
+from luthier.data.items import Item, prompt_text
 from luthier.data.quarantine import Quarantine
 from luthier.data.read import read_records
 from luthier.data.row_texts import texts_of
 from luthier.data.sources import Source
-from luthier.data.split import leaks_between
+from luthier.data.spill import Items, Mapped
+from luthier.data.split import leaks_between, prompts_of
 from luthier.data.stored import row_from, row_lines
 from luthier.errors import DataError
 from luthier.store.publish import digest_file, write_atomic
@@ -63,23 +66,23 @@ def _strings(value: Any) -> Iterator[str]:
         yield from chain.from_iterable(map(_strings, value.values()))
 
 
-def remove_quoted(items: Sequence[Item], against: Sequence[EvalText], quarantine: Quarantine) -> list[Item]:
+def remove_quoted(items: Items, against: Sequence[EvalText], quarantine: Quarantine) -> Items:
     """The items that quote none of `against` (half of it, or 13 words in a row); the others go to the quarantine."""
     if not against or not items:
-        return list(items)
+        return items
     index = CoverIndex([one.text for one in against])
-    texts = [[text for _, text in texts_of(item.row)] for item in items]
-    index.ignore_common(texts)
-    kept = []
-    for item, some in zip(items, texts, strict=True):
-        leaks = [overlap for text in some for overlap in index.overlaps(text) if is_leak(overlap)]
+    index.ignore_common(Mapped(items, lambda item: [text for _, text in texts_of(item.row)]))
+    quotes = np.zeros(len(items), dtype=bool)
+    for number, item in enumerate(items):
+        texts = [text for _, text in texts_of(item.row)]
+        leaks = [overlap for text in texts for overlap in index.overlaps(text) if is_leak(overlap)]
         if not leaks:
-            kept.append(item)
             continue
+        quotes[number] = True
         worst = max(leaks, key=lambda overlap: (overlap.cover, overlap.run))
         detail = f"{QUOTES}: {worst.cover:.0%} of {against[worst.item].place}, {worst.run} words in a row"
         quarantine.add(item.record, detail, reason=QUOTES, is_fault=False)
-    return kept
+    return items.take(~quotes)
 
 
 def read_frozen(register: Path) -> dict[str, list[Row]]:
@@ -114,18 +117,19 @@ def freeze(register: Path, name: str, rows: Sequence[Row], origin: str) -> Path:
     if not rows:
         raise DataError("there is no row to freeze", hint="choose a split that has rows")
     path = register.parent / "frozen" / f"{name}.jsonl"
-    write_atomic(path, row_lines(rows))
+    write_atomic(path, "".join(row_lines(rows)))
     entry = {"file": f"frozen/{name}.jsonl", "sha256": digest_file(path), "rows": len(rows), "from": origin}
     register_of["sets"][name] = entry
     write_atomic(register, json.dumps(register_of, indent=2) + "\n")
     return path
 
 
-def find_frozen(rows: Sequence[Row], frozen: dict[str, list[Row]], threshold: float) -> dict[str, str]:
-    """row id -> what it is like, for the rows that stand in a frozen set or resemble one of its rows."""
-    found: dict[str, str] = {}
+def find_frozen(items: Sequence[Item], frozen: dict[str, list[Row]], threshold: float) -> dict[int, str]:
+    """index -> what it is like, for the items that stand in a frozen set or resemble one of its rows."""
+    found: dict[int, str] = {}
     for name, sealed in frozen.items():
-        for leak in leaks_between(rows, sealed, threshold):
-            words = f"{FROZEN}: {leak.kind} as a row of {name!r} ({leak.test.source}:{leak.test.line})"
-            found.setdefault(leak.train.id, f"{words}, similarity {leak.similarity:.2f}")
+        for leak in leaks_between(prompts_of(items), [prompt_text(row) for row in sealed], threshold):
+            like = sealed[leak.test]
+            words = f"{FROZEN}: {leak.kind} as a row of {name!r} ({like.source}:{like.line})"
+            found.setdefault(leak.train, f"{words}, similarity {leak.similarity:.2f}")
     return found

@@ -6,13 +6,12 @@ A row that is too long loses its end, and the end is the answer; so the run stop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from luthier.data.items import Item
 from luthier.data.quarantine import Quarantine
+from luthier.data.spill import EncodedItems, Items
 from luthier.data.turns import RowError
 from luthier.errors import DataError, LuthierError
 from luthier.types import EncodedRow, Progress, Row
@@ -26,29 +25,14 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """An item with its training sequences. num_tokens: of the longest."""
-
-    item: Item
-    rows: list[EncodedRow]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(len(sequence.ids) for row in self.rows for sequence in row.sequences)
-
-
-def encode_all(
-    items: Sequence[Item], codec: Codec, quarantine: Quarantine, progress: Progress | None = None
-) -> list[Encoded]:
+def encode_all(items: Items, codec: Codec, quarantine: Quarantine, progress: Progress | None = None) -> EncodedItems:
     """Encodes every item; one that the template refuses, or without a trained token, goes to the quarantine.
 
     Raises the codec's own error when no row at all can be encoded: then it is the template, not the rows.
     """
-    done: list[Encoded] = []
+    is_done = np.zeros(len(items), dtype=bool)
     first_error: LuthierError | None = None
-    for number, item in enumerate(items, start=1):
+    for index, item in enumerate(items):
         try:
             rows = codec.encode(item.row)
         except RowError as error:
@@ -59,35 +43,37 @@ def encode_all(
             quarantine.add(item.record, f"cannot be rendered: {error}")
             continue
         if any(any(row.trained) for row in rows):
-            done.append(Encoded(item, rows))
+            items.store.add_encoded(int(items.rows[index]), rows)
+            is_done[index] = True
         else:
             quarantine.add(item.record, "no trained token")
-        if progress and (number % 50 == 0 or number == len(items)):
-            progress(number, len(items))
-    if first_error and not done:
+        if progress and ((index + 1) % 50 == 0 or index + 1 == len(items)):
+            progress(index + 1, len(items))
+    if first_error and not is_done.any():
         raise first_error
-    return done
+    return EncodedItems(items.store, items.rows[is_done])
 
 
-def fit_lengths(encoded: Sequence[Encoded], sequence_len: int, mode: str, quarantine: Quarantine) -> list[Encoded]:
+def fit_lengths(encoded: EncodedItems, sequence_len: int, mode: str, quarantine: Quarantine) -> EncodedItems:
     """The rows that fit. mode: "error" raises DataError when any is too long, "quarantine" sets those aside."""
-    long = [one for one in encoded if one.num_tokens > sequence_len]
-    if long and mode == "error":
-        longest = max(long, key=lambda one: one.num_tokens)
-        places = ", ".join(f"{one.item.record.place} ({one.num_tokens:,} tokens)" for one in long[:5])
+    lengths = encoded.num_tokens
+    long = np.flatnonzero(lengths > sequence_len)
+    if len(long) and mode == "error":
+        first = zip(encoded.take(long[:5]).items, lengths[long[:5]].tolist(), strict=True)
+        places = ", ".join(f"{item.record.place} ({num:,} tokens)" for item, num in first)
         raise DataError(
             f"{len(long):,} of {len(encoded):,} rows are longer than train.sequence_len = {sequence_len:,}: {places}"
             f"{', ...' if len(long) > 5 else ''}; cutting them would cut their answers",
-            hint=f"set train.sequence_len to {longest.num_tokens} to keep all, or data.over_length: quarantine to set "
+            hint=f"set train.sequence_len to {lengths.max()} to keep all, or data.over_length: quarantine to set "
             "them aside by name",
         )
-    for one in long:
-        detail = f"over length: {one.num_tokens:,} tokens, train.sequence_len is {sequence_len:,}"
-        quarantine.add(one.item.record, detail, is_fault=False)
-    return [one for one in encoded if one.num_tokens <= sequence_len]
+    for item, num in zip(encoded.take(long).items, lengths[long].tolist(), strict=True):
+        detail = f"over length: {num:,} tokens, train.sequence_len is {sequence_len:,}"
+        quarantine.add(item.record, detail, is_fault=False)
+    return encoded.take(lengths <= sequence_len)
 
 
-def length_stats(lengths: Sequence[int], sequence_len: int) -> dict[str, float]:
+def length_stats(lengths: Sequence[int] | np.ndarray, sequence_len: int) -> dict[str, float]:
     """num, total, median, p90, p99, longest (tokens), and how many exceed sequence_len."""
     if not len(lengths):
         return {"num": 0, "total": 0, "median": 0, "p90": 0, "p99": 0, "longest": 0, "over": 0}

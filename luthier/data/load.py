@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -53,6 +53,24 @@ class Look:
     rows: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A file on its way: its records, how they are read, and its report, whose rows are counted as they go by."""
+
+    records: Iterator[Record]
+    mapping: Mapping
+    report: FileReport
+    is_document: bool
+
+    def counted(self) -> Iterator[Record]:
+        """The records; raises DataError at the end of a file without any."""
+        for record in self.records:
+            self.report.rows_read += 1
+            yield record
+        if not self.report.rows_read:
+            raise DataError(f"{self.report.file}: holds no rows", hint="remove it from the config or fetch it again")
+
+
 def look(path: Path) -> Look:
     """The first rows of a file: its columns, and how they would be read, or why they cannot be."""
     detected = detect(path)
@@ -90,6 +108,12 @@ class Loader:
 
     def load(self, source: Source) -> tuple[list[Item], FileReport]:
         """The usable rows of one file, and its report (rows_kept still open)."""
+        opened = self.open(source)
+        items = list(self.items(opened.counted(), opened.mapping, is_document=opened.is_document))
+        return items, opened.report
+
+    def open(self, source: Source) -> Opened:
+        """The records of one file, of which only the first were read, and how its rows are read."""
         detected = self._unit(detect(source.path))
         records = read_records(detected, source.name)
         head = list(islice(records, SAMPLE_ROWS))
@@ -97,11 +121,7 @@ class Loader:
         size = source.path.stat().st_size
         report = FileReport(source.name, source.role, str(detected), str(mapping), size)
         report.warnings += detected.warnings
-        is_document = detected.container in ("document", "html")
-        items = list(self._items(chain(head, records), mapping, report, is_document))
-        if not report.rows_read:
-            raise DataError(f"{source.name}: holds no rows", hint="remove it from the config or fetch it again")
-        return items, report
+        return Opened(chain(head, records), mapping, report, detected.container in ("document", "html"))
 
     def _mapping(self, source: Source, rows: list[dict[str, Any]]) -> Mapping:
         for key in ("stratify_by", "group_by"):
@@ -129,11 +149,9 @@ class Loader:
         unit = {"line": "text", "document": "document"}.get(self._spec.text_unit)
         return replace(detected, container=unit) if unit and detected.container in ("text", "document") else detected
 
-    def _items(
-        self, records: Iterator[Record], mapping: Mapping, report: FileReport, is_document: bool
-    ) -> Iterator[Item]:
+    def items(self, records: Iterable[Record], mapping: Mapping, *, is_document: bool) -> Iterator[Item]:
+        """The usable rows among `records`; the others go to the quarantine."""
         for record in records:
-            report.rows_read += 1
             if record.value is None:
                 self._quarantine.add(record, record.problem)
                 continue

@@ -12,15 +12,16 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from luthier.config.data_mix import MixSpec
 from luthier.data.items import Item
-from luthier.data.lengths import Encoded
 from luthier.data.quarantine import Quarantine
 from luthier.data.run_state import Run
-from luthier.data.split import leaks_between
-from luthier.data.split_rows import with_group
+from luthier.data.spill import EncodedItems
+from luthier.data.split import leaks_between, prompts_of
 from luthier.errors import ConfigError, DataError
 from luthier.text.normalise import normalise
 
@@ -77,70 +78,61 @@ def _chance(seed: int, item: Item) -> float:
 
 
 def choose_replay(
-    replay: Sequence[Encoded], num_task: int, spec: MixSpec, quarantine: Quarantine
-) -> tuple[list[Encoded], str]:
+    replay: EncodedItems, num_task: int, spec: MixSpec, quarantine: Quarantine
+) -> tuple[EncodedItems, str]:
     """(the replay rows that make up `share` of the whole beside `num_task` rows, a warning or ''); the rest goes to the
     quarantine."""
     wanted = round(num_task * spec.replay.share / (1 - spec.replay.share))
-    chosen = {id(one) for one in sorted(replay, key=lambda one: _chance(spec.seed, one.item))[:wanted]}
-    for one in replay:
-        if id(one) not in chosen:
-            quarantine.add(one.item.record, f"{LEFT_OUT}.replay.share", reason=LEFT_OUT, is_fault=False)
-    said = ""
+    chance = np.array([_chance(spec.seed, item) for item in replay.items])
+    is_chosen = np.zeros(len(replay), dtype=bool)
+    is_chosen[np.argsort(chance, kind="stable")[:wanted]] = True
+    for item in replay.take(~is_chosen).items:
+        quarantine.add(item.record, f"{LEFT_OUT}.replay.share", reason=LEFT_OUT, is_fault=False)
+    chosen, said = replay.take(is_chosen), ""
     if len(chosen) < wanted:
         share = f"a share of {spec.replay.share:g}"
         said = f"data.mix.replay: {len(chosen):,} general rows, {wanted:,} were wanted for {share}"
-    return [one for one in replay if id(one) in chosen], said
+    return chosen, said
 
 
-def apply_mix(
-    train: Sequence[Encoded], spec: MixSpec, quarantine: Quarantine
-) -> tuple[list[Encoded], list[Encoded], dict]:
+def apply_mix(train: EncodedItems, spec: MixSpec, quarantine: Quarantine) -> tuple[EncodedItems, EncodedItems, dict]:
     """(distinct rows that are seen, the same with copies, the record for the manifest)."""
-    copies = copies_of([one.item for one in train], spec)
-    for one, num in zip(train, copies, strict=True):
-        if not num:
-            quarantine.add(one.item.record, LEFT_OUT, is_fault=False)
-    kept = [one for one, num in zip(train, copies, strict=True) if num]
-    seen = [one for one, num in zip(train, copies, strict=True) for _ in range(num)]
-    return (
-        kept,
-        seen,
-        {"spec": spec.model_dump(mode="json"), "files": _by(train, copies, lambda one: one.item.row.source)},
-    )
+    copies = np.array(copies_of(train.items, spec), dtype=np.int64)
+    for item in train.take(copies == 0).items:
+        quarantine.add(item.record, LEFT_OUT, is_fault=False)
+    seen = train.take(np.repeat(np.arange(len(train)), copies))
+    return train.take(copies > 0), seen, {"spec": spec.model_dump(mode="json"), "files": _by_file(train, copies)}
 
 
-def _by(train: Sequence[Encoded], copies: Sequence[int], key: Callable[[Encoded], str]) -> dict[str, dict[str, int]]:
-    """key -> rows there were, rows used, and how many an epoch shows."""
+def _by_file(train: EncodedItems, copies: np.ndarray) -> dict[str, dict[str, int]]:
+    """file -> rows there were, rows used, and how many an epoch shows."""
     table: dict[str, dict[str, int]] = {}
-    for one, num in zip(train, copies, strict=True):
-        entry = table.setdefault(key(one), {"rows": 0, "used": 0, "seen_per_epoch": 0})
+    for item, num in zip(train.items, copies.tolist(), strict=True):
+        entry = table.setdefault(item.row.source, {"rows": 0, "used": 0, "seen_per_epoch": 0})
         entry["rows"] += 1
         entry["used"] += num > 0
         entry["seen_per_epoch"] += num
     return table
 
 
-def mix_rows(run: Run, splits: dict[str, list[Encoded]], replay: list[Encoded]) -> list[Encoded]:
+def mix_rows(run: Run, splits: dict[str, EncodedItems], replay: EncodedItems) -> EncodedItems:
     """What the trainer reads: the training rows with their copies and the replay rows. splits["train"] gets each row
     once."""
     spec = run.spec.mix
     if not spec.is_on:
         return splits["train"]
     kept, seen, record = apply_mix(splits["train"], spec, run.quarantine)
-    if not kept:
+    if not len(kept):
         raise DataError("data.mix leaves no training row", hint="raise data.mix.weights")
-    near = leaks_between(
-        [one.item.row for one in replay],
-        [one.item.row for rows in splits.values() for one in rows],
-        run.spec.leak_threshold,
-    )
-    like = {leak.train.id: f"{leak.test.source}:{leak.test.line}" for leak in near}
-    for one in replay:
-        if one.item.row.id in like:
-            detail = f"replay row like {like[one.item.row.id]}"
-            run.quarantine.add(one.item.record, detail, reason="replay row like a row of the task", is_fault=False)
-    fresh = [with_group(one, one.item.row.id) for one in replay if one.item.row.id not in like]
+    task = (splits["train"] + splits["dev"] + splits["test"]).items
+    near = leaks_between(prompts_of(replay.items), prompts_of(task), run.spec.leak_threshold)
+    like = {leak.train: leak.test for leak in near}
+    for index, other in like.items():
+        detail = f"replay row like {task[other].record.place}"
+        reason = "replay row like a row of the task"
+        run.quarantine.add(replay.items[index].record, detail, reason=reason, is_fault=False)
+    fresh = replay.take(~np.isin(np.arange(len(replay)), list(like)))
+    fresh.set_groups(np.array(fresh.store.ids, dtype=np.uint64)[fresh.rows])
     general, warning = choose_replay(fresh, len(seen), spec, run.quarantine)
     if spec.replay.files and warning:
         run.summary.warnings.append(warning)

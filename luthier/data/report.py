@@ -54,7 +54,7 @@ def data_report(
         Section("What was set aside", _quarantine(entries)),
         Section("Repetition", _repetition(summary, entries)),
         Section("Lengths", _lengths(summary, lengths)),
-        Section("Answers", _answers([row for part in rows.values() for row in part])),
+        Section("Answers", _answers(list(rows.values()))),
         *check_sections(summary),
         Section("The split and its proof", _split(summary)),
         Section("Samples", _samples(rows.get("train", ()), show)),
@@ -162,19 +162,19 @@ def _lengths(summary: PreparedSummary, lengths: Sequence[int]) -> Html:
     return join(said, chart, table(headers, rows))
 
 
-def _answers(rows: Sequence[Row]) -> Html:
+def _answers(parts: Sequence[Sequence[Row]]) -> Html:
     """How the answers are spread, where they come from a small set: whole, or field by field of JSON objects."""
-    answers = [row.answer for row in rows if row.answer]
-    fields = answer_fields(answers)
+    fields = answer_fields(row.answer for part in parts for row in part if row.answer)
     if fields:
-        parts = [_balance(name, counts) for name, counts in fields.items()]
+        charts = [_balance(name, counts) for name, counts in fields.items()]
         words = (
             "" if set(fields) == {"answer"} else paragraph("Every answer is a JSON object; this is how its fields go.")
         )
-        return join(words, *parts)
-    if not answers:
+        return join(words, *charts)
+    lengths = [len(row.answer) for part in parts for row in part if row.answer]
+    if not lengths:
         return Html("")
-    return histogram([len(answer) for answer in answers], title="Length of the answers", unit="characters")
+    return histogram(lengths, title="Length of the answers", unit="characters")
 
 
 def _balance(name: str, counts: Counter[str]) -> Html:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from luthier.config.data import DataSpec
 from luthier.data.quarantine import Quarantine
+from luthier.data.spill import RowStore
+from luthier.data.spool import Spool
 from luthier.data.summary import PreparedSummary
 from luthier.errors import DataError
 
@@ -15,7 +17,7 @@ from luthier.errors import DataError
 @dataclass(frozen=True)
 class Run:
     """What every step of one run needs. findings: lines of findings.jsonl, written when all has gone well.
-    takes_judged: see `load.Loader`.
+    store: its rows. takes_judged: see `load.Loader`.
     """
 
     spec: DataSpec
@@ -23,16 +25,17 @@ class Run:
     quarantine: Quarantine
     summary: PreparedSummary
     cleaned: Counter[str]
-    findings: list[str] = field(default_factory=list)
+    findings: Spool = field(default_factory=Spool)
+    store: RowStore = field(default_factory=RowStore)
     takes_judged: bool = False
 
 
 def refuse_too_many_faults(run: Run) -> None:
     """Raises DataError when more than data.max_quarantine_share of the rows read are faults."""
-    faults, num_read = run.quarantine.faults, run.summary.rows_read
-    if len(faults) > run.spec.max_quarantine_share * num_read:
+    faults, num_read = sum(run.quarantine.faults().values()), run.summary.rows_read
+    if faults > run.spec.max_quarantine_share * num_read:
         raise DataError(
-            f"{len(faults):,} of {num_read:,} rows cannot be used ({len(faults) / num_read:.0%}; the most allowed is "
+            f"{faults:,} of {num_read:,} rows cannot be used ({faults / num_read:.0%}; the most allowed is "
             f"{run.spec.max_quarantine_share:.0%}): {worst(run.quarantine)}",
             hint="mend the files, or raise data.max_quarantine_share if these rows may go",
         )
@@ -40,6 +43,6 @@ def refuse_too_many_faults(run: Run) -> None:
 
 def worst(quarantine: Quarantine) -> str:
     """The three commonest reasons, each with its first place."""
-    counts = Counter(entry.reason for entry in quarantine.faults).most_common(3)
-    first = {entry.reason: entry for entry in reversed(quarantine.faults)}
+    counts = list(quarantine.faults().items())[:3]
+    first = {reason: quarantine.first_fault(reason) for reason, _ in counts}
     return "; ".join(f"{n:,} x {first[r].detail} (first at {first[r].file}:{first[r].line})" for r, n in counts)

@@ -8,15 +8,20 @@ tokens-<split>.ids.npy uint32 (all tokens one after the other), .trained.npy boo
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from luthier.data.spool import HELD_BYTES
 from luthier.errors import ArtifactError
 from luthier.types import EncodedRow, Row
+
+WRITTEN_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,9 @@ class EncodedSet:
         return (self[index] for index in range(len(self)))
 
 
-def row_lines(rows: Iterable[Row]) -> str:
-    """Rows as JSONL."""
-    return "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows)
+def row_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Rows as lines of JSONL."""
+    return (json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def row_from(value: dict[str, Any]) -> Row:
@@ -110,13 +115,59 @@ def read_rows(folder: Path, split: str) -> list[Row]:
     return rows
 
 
-def write_encoded(folder: Path, split: str, rows: Sequence[EncodedRow]) -> None:
-    """Writes the arrays of a split into `folder`."""
-    stored = EncodedSet.of(rows)
-    for name, array in zip(_NAMES, (stored.ids, stored.trained, stored.offsets, stored.row_ids), strict=True):
-        np.save(folder / f"tokens-{split}.{name}.npy", array, allow_pickle=False)
-    if stored.weights is not None:
-        np.save(folder / f"tokens-{split}.weights.npy", stored.weights, allow_pickle=False)
+def write_encoded(folder: Path, split: str, rows: Iterable[EncodedRow]) -> None:
+    """Writes the arrays of a split into `folder`, some rows at a time."""
+    stream = iter(rows)
+    arrays = {name: GrowingArray(folder / f"tokens-{split}.{name}.npy") for name in _NAMES}
+    weights = folder / f"tokens-{split}.weights.npy"
+    grown: GrowingArray | None = None
+    num_tokens = 0
+    while True:
+        some = EncodedSet.of(list(islice(stream, WRITTEN_AT_ONCE)))
+        if not len(some) and num_tokens:
+            break
+        arrays["ids"].append(some.ids)
+        arrays["trained"].append(some.trained)
+        arrays["offsets"].append(some.offsets[bool(num_tokens) :] + num_tokens)
+        arrays["rows"].append(some.row_ids)
+        if some.weights is not None and grown is None:
+            grown = GrowingArray(weights)
+            grown.append(np.ones(num_tokens, dtype=np.float32))
+        if grown is not None:
+            grown.append(np.ones(len(some.ids), dtype=np.float32) if some.weights is None else some.weights)
+        num_tokens += some.num_tokens
+        if not len(some):
+            break
+    for array in (*arrays.values(), *([grown] if grown else [])):
+        array.close()
+
+
+class GrowingArray:
+    """A .npy file of one dimension that grows; text arrays widen when a longer text comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._parts = path, tempfile.SpooledTemporaryFile(max_size=HELD_BYTES)  # noqa: SIM115
+        self._blocks: list[tuple[np.dtype, int]] = []
+
+    def append(self, values: np.ndarray) -> None:
+        """Adds values of the array's type."""
+        self._parts.write(values.tobytes())
+        self._blocks.append((values.dtype, len(values)))
+
+    def close(self) -> None:
+        """Writes the file."""
+        dtype = max((kind for kind, _ in self._blocks), key=lambda kind: kind.itemsize)
+        if any(num for _, num in self._blocks):
+            dtype = max((kind for kind, num in self._blocks if num), key=lambda kind: kind.itemsize)
+        shape = (sum(num for _, num in self._blocks),)
+        self._parts.seek(0)
+        with self._path.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for kind, num in self._blocks:
+                block = np.frombuffer(self._parts.read(kind.itemsize * num), dtype=kind)
+                file.write(block.astype(dtype, copy=False).tobytes())
+        self._parts.close()
 
 
 def read_encoded(folder: Path, split: str) -> EncodedSet:

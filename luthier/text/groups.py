@@ -5,12 +5,16 @@ Source: R. Tarjan (1975); path halving, union towards the smaller index, so that
 
 from __future__ import annotations
 
+from array import array
+
+import numpy as np
+
 
 class Groups:
     """`size` items, each alone at first."""
 
     def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
+        self._parent = array("q", range(size))
 
     def root(self, item: int) -> int:
         """The smallest item of the group that `item` is in."""
@@ -27,6 +31,15 @@ class Groups:
             return False
         self._parent[max(root_a, root_b)] = min(root_a, root_b)
         return True
+
+    def roots(self) -> np.ndarray:
+        """The root of every item, int64."""
+        parents = np.array(self._parent, dtype=np.int64)
+        while True:
+            above = parents[parents]
+            if (above == parents).all():
+                return parents
+            parents = above
 
     def members(self) -> dict[int, list[int]]:
         """root -> its items in ascending order."""

@@ -133,9 +133,12 @@ class Shingled:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
         step = -(-len(texts) // MAX_SAMPLE_TEXTS) or 1
-        self.boilerplate = boilerplate(shingle_sets(texts[::step]))
+        sample = shingle_sets(texts[::step])
+        self.boilerplate = boilerplate(sample)
         self._held: dict[int, ShingleSets] = {}
         self._num_held = 0
+        for first in range(0, len(self) if step == 1 else 0, BATCH_TEXTS):
+            self._hold(first, self._cleared(sample.take(np.arange(first, min(first + BATCH_TEXTS, len(self))))))
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -146,9 +149,7 @@ class Shingled:
             sets = self._held.get(first)
             if sets is None:
                 sets = self._cleared(shingle_sets(self._texts[first : first + BATCH_TEXTS]))
-                if self._num_held + len(sets.hashes) <= HELD_SHINGLES:
-                    self._held[first] = sets
-                    self._num_held += len(sets.hashes)
+                self._hold(first, sets)
             yield first, sets
 
     def take(self, rows: np.ndarray) -> ShingleSets:
@@ -156,9 +157,14 @@ class Shingled:
         parts, made = [], rows // BATCH_TEXTS * BATCH_TEXTS
         for first in np.unique(made).tolist():
             here, held = rows[made == first], self._held.get(first)
-            part = held.take(here - first) if held else self._cleared(shingle_sets([str(self._texts[i]) for i in here]))
+            part = held.take(here - first) if held else self._cleared(shingle_sets([self._texts[int(i)] for i in here]))
             parts.append(part)
         return joined(parts)
+
+    def _hold(self, first: int, sets: ShingleSets) -> None:
+        if self._num_held + len(sets.hashes) <= HELD_SHINGLES:
+            self._held[first] = sets
+            self._num_held += len(sets.hashes)
 
     def _cleared(self, sets: ShingleSets) -> ShingleSets:
         if not len(self.boilerplate):

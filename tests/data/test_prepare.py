@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from luthier.config.data import DataSpec
+from luthier.data.items import prompt_text
 from luthier.data.prepare import prepare, read_summary
 from luthier.data.quarantine import read_quarantine, retrieve
 from luthier.data.sources import find_sources
@@ -161,7 +162,8 @@ def test_test_files_stay_and_leaks_leave_training(tmp_path):
     assert [leak["train"] for leak in summary.leaks] == [f"train.jsonl:{n}" for n in (81, 82, 83)]
     assert summary.quarantined == {"leaks into the test set": 3}
     out = tmp_path / "out"
-    assert leaks_between(read_rows(out, "train") + read_rows(out, "dev"), read_rows(out, "test"), 0.7) == []
+    prompts = {name: [prompt_text(row) for row in read_rows(out, name)] for name in ("train", "dev", "test")}
+    assert leaks_between(prompts["train"] + prompts["dev"], prompts["test"], 0.7) == []
     with pytest.raises(DataError, match=r"named in data\.train and in data\.test"):
         run(tmp_path, train=("train.jsonl", "test.jsonl"), test=("test.jsonl",))
     (tmp_path / "all.jsonl").write_text(pairs(tests))

@@ -1,0 +1,133 @@
+"""Rows beyond memory: the same folder, byte for byte, whatever the number of processes, the chunks and what is held."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from luthier.config.data import DataSpec
+from luthier.data import chunks, spool, stored
+from luthier.data.prepare import prepare
+from luthier.data.quarantine import read_quarantine
+from luthier.data.spill import Joined, RowStore, packed, unpacked
+from luthier.data.spool import Spool
+from luthier.data.workers import in_order
+from luthier.errors import LuthierError
+from luthier.text import shingles
+from tests.data.stub import WordCodec
+from tests.data.test_split import item
+
+WORDS = [f"w{i}" for i in range(900)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two files with copies, near-copies, conflicts, broken lines, damaged text and personal data; prompts; a test."""
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(6, 30))) for _ in range(260)]
+    rows = [(text, rng.choice(("yes", "no"))) for text in texts]
+    rows += [(" ".join([*text.split()[:-1], "changed"]), "yes") for text in texts[:60:2]]
+    rows += [(text, "maybe") for text in texts[1:40:3]] + rows[5:25]
+    rows += [(f"{texts[0]} mail me at anna{i}@example.com caf\u00c3\u00a9", "yes") for i in range(9)]
+    rng.shuffle(rows)
+    lines = [json.dumps({"prompt": p, "completion": a, "who": str(i % 50)}) for i, (p, a) in enumerate(rows)]
+    lines[7], lines[70] = "{broken", json.dumps({"prompt": "empty", "completion": " ", "who": "x"})
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:200]) + "\n")
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[200:]) + "\n")
+    test = [{"prompt": text, "completion": "no", "who": "z"} for text in texts[:6]]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    (tmp_path / "new.csv").write_text("prompt\n" + "".join(f"{t}\n" for t in texts[4:9]) + "is this new?\n")
+    return tmp_path
+
+
+def outcome(folder, name, test=(), **settings):
+    out = folder / name
+    out.mkdir()
+    given = {"train": ("a.jsonl", "b.jsonl"), "test": test, "unlabelled": ("new.csv",), **settings}
+    spec = DataSpec(**given, checks={"pii": {"email": "redact"}})
+    summary = prepare(spec, codec=WordCodec(), sequence_len=512, out=out, base_dir=folder)
+    summary.check_conservation()
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.mark.parametrize("settings", [{}, {"test": ("test.jsonl",), "group_by": "who"}], ids=["split", "test file"])
+def test_the_folder_does_not_depend_on_chunks_or_on_what_is_held(folder, monkeypatch, settings):
+    whole = outcome(folder, "whole", **settings)
+    assert len(read_quarantine(folder / "whole" / "quarantine.jsonl")) > 50
+    for number, (rows, held, written, batch) in enumerate([(1, 0, 3, 5), (37, 1000, 7, 64), (128, 1, 1, 4096)]):
+        monkeypatch.setattr(chunks, "CHUNK_ROWS", rows)
+        monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", written)
+        monkeypatch.setattr(shingles, "BATCH_TEXTS", batch)
+        for module in (spool, stored):
+            monkeypatch.setattr(module, "HELD_BYTES", held + 1)
+        monkeypatch.setattr(shingles, "HELD_SHINGLES", held)
+        again = outcome(folder, f"run{number}", workers=1, **settings)
+        assert again == whole
+
+
+def test_two_processes_write_the_same_folder(folder, monkeypatch):
+    whole = outcome(folder, "one", workers=1)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 23)
+    assert outcome(folder, "two", workers=2) == whole
+
+
+def _die(state, chunk):
+    if chunk == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return state + chunk
+
+
+def test_a_killed_worker_is_an_error_and_results_keep_their_order():
+    assert list(in_order(_die, 10, [0, 1, 2, 4, 5, 6, 7], 2)) == [10, 11, 12, 14, 15, 16, 17]
+    with pytest.raises(LuthierError, match="worker process ended"):
+        list(in_order(_die, 10, [0, 1, 2, 3, 4], 2))
+    with pytest.raises(LuthierError, match="the chunk"):
+        list(in_order(_refuse, 0, [0, 1], 2))
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, time\nfrom luthier.data.workers import in_order\n"
+        "def work(state, chunk):\n    print(os.getpid(), flush=True)\n    time.sleep(0.01 if chunk < 1 else 60)\n"
+        "if __name__ == '__main__':\n    list(in_order(work, 0, range(9), 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = {int(parent.stdout.readline()) for _ in range(3)} - {parent.pid}
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(map(psutil.pid_exists, workers)):
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, workers))
+
+
+def _refuse(state, chunk):
+    if chunk:
+        raise LuthierError("the chunk is no good", hint="none")
+
+
+def test_spools_and_views(monkeypatch):
+    monkeypatch.setattr(spool, "HELD_BYTES", 10)
+    records, some = [bytes([65 + i]) * (i % 7) for i in range(50)], Spool()
+    some.extend(records[:20])
+    for record in records[20:]:
+        some.append(record)
+    order = random.Random(0).choices(range(50), k=200)
+    assert list(some.read(order)) == [records[i] for i in order]
+    assert list(some.read(range(50))) == records
+    items = [item(f"text {i} \u2028 \U0001f600", f"a{i}", i, "g", "s") for i in range(9)]
+    assert [unpacked(packed(one)) for one in items] == items
+    view = RowStore().add([packed(one) for one in items], [int(one.row.id, 16) for one in items])
+    assert list(view[2:7:2]) == items[2:7:2] and view[-1] == items[-1] and list(view) == items
+    assert list(Joined(items[:4], items[4:])[1:8:3]) == items[1:8:3]
