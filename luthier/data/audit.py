@@ -58,9 +58,10 @@ def audit(train: Sequence[Item], spec: ChecksSpec, summary: PreparedSummary) -> 
     summary.notices += [*found, *balance_warnings(balance), *([advice] if advice else [])]
 
 
-def check_style(train: Sequence[Item], wish: StyleSpec, summary: PreparedSummary) -> None:
+def check_style(train: Items, wish: StyleSpec, summary: PreparedSummary) -> None:
     """Puts the style of the answers beside the wished one; DataError when it is another and the policy is refuse."""
-    profile = style_profile([item.row.answer for item in train if item.row.answer], wish)
+    answered = train.take(np.array([bool(item.row.answer) for item in train], dtype=bool))
+    profile = style_profile(Mapped(answered, lambda item: item.row.answer), wish)
     summary.checks["style"] = profile
     said = style_misses(profile, wish)
     if said and wish.policy == "refuse":

@@ -5,7 +5,7 @@ Row contents appear only as a few samples of kept rows; quarantined content neve
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from luthier.data.balance import answer_fields
@@ -37,6 +37,7 @@ from luthier.types import Row
 MAX_LABELS = 24
 NUM_SAMPLES = 3
 NUM_PLACES = 200
+NUM_CLUSTERS, CLUSTER_ROWS = 15, 6
 SAMPLE_CHARS, SAMPLE_TOKENS = 4000, 800
 
 
@@ -98,25 +99,34 @@ def _files(summary: PreparedSummary) -> Html:
 def _quarantine(entries: Sequence[Entry]) -> Html:
     if not entries:
         return note("Nothing: every row that was read is used.", "good")
-    by_reason: dict[str, list[Entry]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    first: dict[str, Entry] = {}
+    places: list[tuple[Html, str]] = []
+    num_faults = 0
     for entry in entries:
-        by_reason[entry.reason].append(entry)
-    ranked = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        counts[entry.reason] += 1
+        first.setdefault(entry.reason, entry)
+        num_faults += entry.is_fault
+        if entry.is_fault and len(places) < NUM_PLACES:
+            places.append((_place(entry), entry.detail))
+    ranked = counts.most_common()
     rows = [
-        (reason, badge("fault", "bad") if found[0].is_fault else badge("by rule", "info"), len(found), _place(found[0]))
-        for reason, found in ranked
+        (
+            reason,
+            badge("fault", "bad") if first[reason].is_fault else badge("by rule", "info"),
+            num,
+            _place(first[reason]),
+        )
+        for reason, num in ranked
     ]
-    places = [(code(f"{e.file}:{e.line}"), e.detail) for e in entries if e.is_fault]
-    more = f" (the first {NUM_PLACES} of {len(places):,})" if len(places) > NUM_PLACES else ""
+    more = f" (the first {NUM_PLACES} of {num_faults:,})" if num_faults > NUM_PLACES else ""
     return join(
         paragraph(
             "Each with file, line, byte range and digest in ", code("quarantine.jsonl"), "; nothing was deleted."
         ),
         table(["reason", "kind", "rows", "first at"], rows, numeric=(2,)),
-        bars([(reason, len(found)) for reason, found in ranked], title="Rows set aside, by reason", unit="rows"),
-        details(f"Every fault by place{more}", table(["place", "what is wrong"], places[:NUM_PLACES]))
-        if places
-        else "",
+        bars(ranked, title="Rows set aside, by reason", unit="rows"),
+        details(f"Every fault by place{more}", table(["place", "what is wrong"], places)) if places else "",
     )
 
 
@@ -124,17 +134,23 @@ def _place(entry: Entry) -> Html:
     return code(f"{entry.file}:{entry.line}")
 
 
+def _kept_place(entry: Entry) -> str:
+    """The place of the row that a repetition repeats."""
+    return entry.detail.split(" of ", 1)[1].split(",")[0]
+
+
 def _repetition(summary: PreparedSummary, entries: Sequence[Entry]) -> Html:
-    clusters: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        if entry.reason in LIKENESS:
-            clusters[entry.detail.split(" of ", 1)[1].split(",")[0]].append(entry)
-    ranked = sorted(clusters.items(), key=lambda item: -len(item[1]))[:15]
+    sizes = Counter(_kept_place(entry) for entry in entries if entry.reason in LIKENESS)
+    shown: dict[str, list[str]] = {place: [] for place, _ in sizes.most_common(NUM_CLUSTERS)}
+    for entry in entries if shown else ():
+        found = shown.get(_kept_place(entry)) if entry.reason in LIKENESS else None
+        if found is not None and len(found) < CLUSTER_ROWS:
+            found.append(f"{entry.file}:{entry.line}")
     rows = [
-        (code(place), len(found), ", ".join(f"{e.file}:{e.line}" for e in found[:6]) + (" …" if len(found) > 6 else ""))
-        for place, found in ranked
+        (code(place), sizes[place], ", ".join(found) + (" …" if sizes[place] > CLUSTER_ROWS else ""))
+        for place, found in shown.items()
     ]
-    total = sum(map(len, clusters.values()))
+    total = sizes.total()
     words = f"{total:,} rows repeat an earlier one; the first of each stayed." if total else "No row repeats another."
     conflicts = [(code(c["first"]), code(c["other"])) for c in summary.conflicts[:50]]
     leaks = [(code(leak["train"]), leak["why"]) for leak in summary.leaks[:NUM_PLACES]]

@@ -1,8 +1,8 @@
 """One pure function over a stream of chunks, in several processes, results in the order of the chunks.
 
-What: the first chunk is done here; only when there is a second are processes started, so a small preparation starts
-none. At most a few chunks are under way, which bounds memory. The function gets its state once a process and depends on
-nothing else, so neither the number of processes nor the size of chunks changes a result.
+What: the first chunks are done here; only when there are more are processes started (each costs a second of imports),
+so a small preparation starts none. At most a few chunks are under way, which bounds memory. The function gets its state
+once a process and depends on nothing else, so neither the number of processes nor the size of chunks changes a result.
 Why spawn: a forked process inherits locks that torch's and the tokenizer's threads hold.
 """
 
@@ -23,6 +23,7 @@ from luthier.errors import LuthierError
 
 A = TypeVar("A")
 B = TypeVar("B")
+ALONE_CHUNKS = 4
 MAX_UNDER_WAY = 3
 """Chunks under way for each process."""
 _work: dict[str, Any] = {}
@@ -36,15 +37,11 @@ def num_workers(wanted: int | None) -> int:
 def in_order(work: Callable[[Any, A], B], state: Any, chunks: Iterable[A], workers: int) -> Iterator[B]:
     """work(state, chunk) for every chunk, in order. work: a module's function; state and chunks: picklable."""
     stream = iter(chunks)
-    for chunk in islice(stream, 1):
-        yield work(state, chunk)
-    second = list(islice(stream, 1))
-    if not second:
+    yield from (work(state, chunk) for chunk in (stream if workers < 2 else islice(stream, ALONE_CHUNKS)))
+    rest = list(islice(stream, 1))
+    if not rest:
         return
-    stream = chain(second, stream)
-    if workers < 2:
-        yield from (work(state, chunk) for chunk in stream)
-        return
+    stream = chain(rest, stream)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work, state)) as pool:
         waiting: deque[Future[B]] = deque()

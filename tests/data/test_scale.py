@@ -73,6 +73,39 @@ def test_the_folder_does_not_depend_on_chunks_or_on_what_is_held(folder, monkeyp
         assert again == whole
 
 
+PEAK = """
+import json, sys
+from pathlib import Path
+from luthier.config.data import DataSpec
+from luthier.data import spool, stored
+from luthier.data.prepare import prepare
+from luthier.text import shingles
+from tests.data.stub import WordCodec
+spool.HELD_BYTES = stored.HELD_BYTES = 1 << 20
+shingles.HELD_SHINGLES = 1 << 16
+folder = Path(sys.argv[1])
+spec = DataSpec(train=("rows.jsonl",), workers=1)
+prepare(spec, codec=WordCodec(), sequence_len=512, out=folder / "out", base_dir=folder)
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of a process is read from /proc")
+def test_a_row_more_costs_a_few_hundred_bytes(tmp_path):
+    peak_kb, rng = {}, random.Random(5)
+    for num_rows in (4_000, 20_000):
+        folder = tmp_path / str(num_rows)
+        (folder / "out").mkdir(parents=True)
+        with (folder / "rows.jsonl").open("w") as file:
+            for number in range(num_rows):
+                text = f"{number} {' '.join(rng.choices(WORDS, k=9))}"
+                file.write(json.dumps({"prompt": text, "completion": "yes", "note": "x" * 1000}) + "\n")
+        done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
+        peak_kb[num_rows] = int(done.stdout)
+    assert (peak_kb[20_000] - peak_kb[4_000]) * 1024 / 16_000 < 700, peak_kb  # a row's own text: 1,100 bytes
+
+
 def test_two_processes_write_the_same_folder(folder, monkeypatch):
     whole = outcome(folder, "one", workers=1)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 23)
@@ -80,29 +113,29 @@ def test_two_processes_write_the_same_folder(folder, monkeypatch):
 
 
 def _die(state, chunk):
-    if chunk == 3:
+    if chunk == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return state + chunk
 
 
 def test_a_killed_worker_is_an_error_and_results_keep_their_order():
-    assert list(in_order(_die, 10, [0, 1, 2, 4, 5, 6, 7], 2)) == [10, 11, 12, 14, 15, 16, 17]
+    assert list(in_order(_die, 10, range(9), 2)) == list(range(10, 19))
     with pytest.raises(LuthierError, match="worker process ended"):
-        list(in_order(_die, 10, [0, 1, 2, 3, 4], 2))
+        list(in_order(_die, 10, range(8, 16), 2))
     with pytest.raises(LuthierError, match="the chunk"):
-        list(in_order(_refuse, 0, [0, 1], 2))
+        list(in_order(_refuse, 0, [0, 0, 0, 0, 0, 1], 2))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
         "import os, time\nfrom luthier.data.workers import in_order\n"
-        "def work(state, chunk):\n    print(os.getpid(), flush=True)\n    time.sleep(0.01 if chunk < 1 else 60)\n"
-        "if __name__ == '__main__':\n    list(in_order(work, 0, range(9), 2))\n"
+        "def work(state, chunk):\n    print(os.getpid(), flush=True)\n    time.sleep(0.01 if chunk < 4 else 60)\n"
+        "if __name__ == '__main__':\n    list(in_order(work, 0, range(12), 2))\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    workers = {int(parent.stdout.readline()) for _ in range(3)} - {parent.pid}
+    workers = {int(parent.stdout.readline()) for _ in range(6)} - {parent.pid}
     assert len(workers) == 2
     parent.kill()
     parent.wait()
