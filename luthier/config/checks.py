@@ -137,6 +137,21 @@ def _rollouts_are_whole(spec: ProjectSpec) -> list[Problem]:
     return []
 
 
+def _rows_are_there_before_the_run(spec: ProjectSpec) -> list[Problem]:
+    """An online run makes its rows on its way: there is nothing to order, and nothing it has been trained on."""
+    train, kind = spec.train, spec.loss.kind
+    if not spec.loss.is_online:
+        return []
+    problems = []
+    if train.curriculum != "none":
+        words = f"loss.kind {kind} deals prompts to rounds by the seed, and their answers have no length yet"
+        problems.append(("train.curriculum", words, "drop it"))
+    if train.gap_rows:
+        words = f"loss.kind {kind} is not trained on given answers, so there is no loss of them to look back at"
+        problems.append(("train.gap_rows", words, "drop it"))
+    return problems
+
+
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
     checks = (
@@ -151,6 +166,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _score_head_has_an_adapter,
         _rollouts_are_whole,
         _rewards_need_nothing_more,
+        _rows_are_there_before_the_run,
         adapter_problems,
     )
     return [problem for check in checks for problem in check(spec)]

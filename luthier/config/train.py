@@ -23,6 +23,8 @@ class TrainSpec(Spec):
     the rows would share one draw of it in their prefix, which only `always` accepts."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per optimizer step; the loss is divided once by the step's trained tokens."""
+    curriculum: Literal["none", "length"] = "none"
+    """Order of rows in the first epoch: shuffled, or from short rows to long ones. Later epochs are shuffled."""
     num_epochs: Annotated[int, Field(ge=1)] = 1
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, even inside an epoch."""
@@ -56,6 +58,9 @@ class TrainSpec(Spec):
     spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
     """A step whose loss or gradient norm is this many standard deviations above the last 128 steps, and more than twice
     their mean, moves no weight, and its rows are named; judged from 64 steps on. null = take every step."""
+    noise_scale: bool = True
+    """Log the gradient noise scale: how many trained tokens (or what else the loss counts) a step should hold. Known
+    where a step has two micro-batches or more (gradient_accumulation_steps)."""
     seed: int = 0
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the dev split every n steps; null = at the end of each epoch."""
@@ -81,6 +86,11 @@ class TrainSpec(Spec):
     the best checkpoint's. They stay on the disk until then, whatever save_total_limit says. null = none."""
     average_of: Literal["best", "last"] = "best"
     """Which checkpoints average_checkpoints takes."""
+    gap_rows: Annotated[int, Field(ge=0)] = 0
+    """Training rows whose loss is taken at every evaluation, the way the dev rows' is: their difference is the
+    generalisation gap (figures train_loss and gap). 0 = none."""
+    max_gap: Annotated[float, Field(gt=0)] | None = None
+    """Stop when the gap is above this, in the units of the loss; null = never."""
     logging_steps: Annotated[int, Field(ge=1)] = 1
     trackers: tuple[str, ...] = ()
     """accelerate trackers by name: tensorboard, wandb, mlflow, ... metrics.jsonl is always written."""
@@ -95,6 +105,8 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "TrainSpec":
+        if self.max_gap is not None and not self.gap_rows:
+            raise ValueError(f"max_gap {self.max_gap:g} needs gap_rows > 0: without them there is no gap")
         if self.lr_scheduler == "wsd" and self.warmup_ratio + self.lr_decay_ratio > 1:
             raise ValueError(
                 f"warmup_ratio {self.warmup_ratio:g} and lr_decay_ratio {self.lr_decay_ratio:g} are more than the whole"

@@ -1,8 +1,9 @@
 """Rows into padding-free micro-batches of at most a fixed number of tokens.
 
 What: `plan_packs` chooses which rows share a batch, `make_batch` lays them one after the other with their bounds,
-`epoch_batches` does it for one epoch, the same for the same seed. Why a token budget: padding is computed and thrown
-away, and a fixed budget keeps shapes and memory the same from step to step.
+`epoch_batches` does it for one epoch, the same for the same seed, `epoch_by_length` from short rows to long ones. Why
+a token budget: padding is computed and thrown away, and a fixed budget keeps shapes and memory the same from step to
+step.
 Numpy only, so that it is tested without a model. Shape legend: types.Batch.
 
 `make_shared_batch` lays the same rows out so that a prompt prefix that several of them share is there, and computed,
@@ -52,11 +53,31 @@ def plan_packs(lengths: Sequence[int], budget_tokens: int, *, order: Sequence[in
 
 def epoch_batches(encoded: RowSet, budget_tokens: int, seed: int, epoch: int) -> list[list[int]]:
     """The micro-batches of one epoch as row indexes: rows shuffled, packed, packs shuffled, by the seed only."""
-    known = getattr(encoded, "lengths", None)
-    lengths = [encoded[index].num_tokens for index in range(len(encoded))] if known is None else known.tolist()
+    lengths = _lengths(encoded)
     shuffle = np.random.default_rng([seed, epoch])
     packs = plan_packs(lengths, budget_tokens, order=shuffle.permutation(len(lengths)).tolist())
     return [packs[index] for index in shuffle.permutation(len(packs))]
+
+
+def epoch_by_length(encoded: RowSet, budget_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """The first epoch from short rows to long ones (equal lengths as the seed shuffles them), later ones as
+    epoch_batches. Source: the length curriculum of V. Spitkovsky et al., "Baby Steps" (2010)."""
+    if epoch:
+        return epoch_batches(encoded, budget_tokens, seed, epoch)
+    lengths = _lengths(encoded)
+    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths)).tolist()
+    packs = plan_packs(lengths, budget_tokens, order=sorted(shuffled, key=lengths.__getitem__))
+    return sorted(packs, key=lambda pack: sum(lengths[row] for row in pack) / len(pack))
+
+
+def _lengths(encoded: RowSet) -> list[int]:
+    """Tokens of every row; from the set itself where it knows them without opening each row."""
+    known = getattr(encoded, "lengths", None)
+    return [encoded[index].num_tokens for index in range(len(encoded))] if known is None else known.tolist()
+
+
+EPOCH_PLANS = {"none": epoch_batches, "length": epoch_by_length}
+"""train.curriculum -> the rows of each micro-batch of an epoch, in order."""
 
 
 def make_batch(rows: Sequence[EncodedRow]) -> Batch:

@@ -9,26 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from luthier.config.train import LOWER_IS_BETTER, TrainSpec
 from luthier.engine import generators
 from luthier.engine.attempts import Attempts
+from luthier.engine.averages import MovingAverage
 from luthier.engine.inputs import NUM_FULLEST, MakeBatch, PlanEpoch, batches_of, fullest, row_lengths
 from luthier.engine.memory import out_of_memory_as
 from luthier.engine.rehearsal import heaviest, is_larger
-from luthier.engine.state import Rehearsal, RunState
+from luthier.engine.state import Rehearsal, RunState, StopReason
 from luthier.engine.step import batch_sums, loss_of_step
 from luthier.errors import TrainError
 from luthier.losses.loss import Loss, Objective, Sums, count_units
 from luthier.stats.intervals import mean_interval, wilson
-from luthier.types import Batch, Completion, Message, OnEval, Progress, RowSet, Sampler
+from luthier.types import Batch, Completion, EncodedRow, Message, OnEval, Progress, RowSet, Sampler
 
 
 class DevSplit:
     """What a run asks its dev split. rows: for the loss. Without them and without `on_eval` nothing is evaluated, and
-    the last step is the best.
+    the last step is the best. train_set: train.gap_rows of it are looked at beside them.
 
     on_eval(step, make_sampler()) -> task metrics, where the caller wants any. stop: is asked at every batch and every
     sampled token; an evaluation that is cut off leaves no figure behind.
@@ -47,10 +49,13 @@ class DevSplit:
         make_batch: MakeBatch,
         plan_epoch: PlanEpoch,
         device: torch.device,
+        train_set: RowSet = (),
     ) -> None:
         self.model, self.loss, self.spec, self.make_batch, self.device = model, loss, spec, make_batch, device
         self.rows = rows if rows is not None and len(rows) else None
         self.batches = [] if self.rows is None else plan_epoch(self.rows, spec.micro_batch_tokens, 0, 0)
+        self.seen = _some(train_set, spec.gap_rows, spec.seed)
+        self.seen_batches = plan_epoch(self.seen, spec.micro_batch_tokens, 0, 0) if self.seen else []
 
     @property
     def is_measured(self) -> bool:
@@ -62,6 +67,7 @@ class DevSplit:
         needs_dev = {
             "early_stopping_patience": self.spec.early_stopping_patience is not None,
             "metric_for_best": self.spec.metric_for_best != "loss",
+            "gap_rows": self.spec.gap_rows > 0,
             "average_checkpoints": self.spec.average_checkpoints is not None,
         }
         asked = [f"train.{key}" for key, is_set in needs_dev.items() if is_set]
@@ -77,21 +83,40 @@ class DevSplit:
             return
         micro = heaviest(self.rows, fullest(self.batches, row_lengths(self.rows), NUM_FULLEST), self.make_batch)
         if is_larger(self.make_batch([self.rows[index] for index in micro]), rehearsed):
-            self._figures([micro], attempts, lambda: False)
+            self._figures(self.rows, [micro], attempts, lambda: False)
 
     def evaluate(self, step: int, attempts: Attempts) -> dict[str, float] | None:
         """The dev figures after `step` steps; None when `stop` asked to end in the middle."""
-        figures = self.loss_figures(attempts)
+        figures = self._loss_figures(attempts)
+        gap = None if figures is None else self._gap_figures(figures, attempts)
         try:
-            return None if figures is None else {**figures, **self._task_metrics(step)}
+            return None if figures is None or gap is None else {**figures, **gap, **self._task_metrics(step)}
         except StopAsked:
             return None
 
-    def loss_figures(self, attempts: Attempts) -> dict[str, float] | None:
-        """The same without the task metrics."""
-        if self.rows is None:
+    def evaluate_with(self, average: MovingAverage, step: int, attempts: Attempts) -> dict[str, float] | None:
+        """The same, of the weights or of their moving average, as train.ema_keep says."""
+        if average.decay is None:
+            return self.evaluate(step, attempts)
+        if self.spec.ema_keep:
+            with average.in_place():
+                return self.evaluate(step, attempts)
+        record = self.evaluate(step, attempts)
+        with average.in_place():
+            beside = None if record is None else self._loss_figures(attempts)
+        if record is None or beside is None:
+            return None
+        return {**record, **{f"ema_{name}": beside[name] for name in ("loss",) if name in beside}}
+
+    def _loss_figures(self, attempts: Attempts) -> dict[str, float] | None:
+        return {} if self.rows is None else self._figures(self.rows, self.batches, attempts, self.stop)
+
+    def _gap_figures(self, figures: dict[str, float], attempts: Attempts) -> dict[str, float] | None:
+        """The loss of rows trained on, taken as that of the dev rows was, and what lies between; none unasked."""
+        if not self.seen:
             return {}
-        return self._figures(self.batches, attempts, self.stop)
+        seen = self._figures(self.seen, self.seen_batches, attempts, self.stop)
+        return None if seen is None else {"train_loss": seen["loss"], "gap": figures["loss"] - seen["loss"]}
 
     def judge(self, state: RunState, record: dict[str, float]) -> None:
         """Takes the figures of `state.step` into the history, and notes whether they are the best so far."""
@@ -131,10 +156,12 @@ class DevSplit:
         """Whether figures are at least as good as those of the best checkpoint."""
         return state.best_value is not None and self._value_of(record) >= state.best_value
 
-    def is_out_of_patience(self, state: RunState) -> bool:
-        """Whether train.early_stopping_patience says to stop."""
-        patience = self.spec.early_stopping_patience
-        return patience is not None and state.bad_evals >= patience
+    def stop_reason(self, state: RunState) -> StopReason | None:
+        """Which of train.max_gap and train.early_stopping_patience says to stop, if any."""
+        limit, patience = self.spec.max_gap, self.spec.early_stopping_patience
+        if limit is not None and state.history and state.history[-1]["gap"] > limit:
+            return "gap"
+        return "patience" if patience is not None and state.bad_evals >= patience else None
 
     def best_figure(self, state: RunState) -> float | None:
         """The best value of train.metric_for_best, as it was measured."""
@@ -143,10 +170,8 @@ class DevSplit:
         return -state.best_value if self.spec.metric_for_best in LOWER_IS_BETTER else state.best_value
 
     def _figures(
-        self, micro_batches: Sequence[Sequence[int]], attempts: Attempts, stop: Callable[[], bool]
+        self, rows: RowSet, micro_batches: Sequence[Sequence[int]], attempts: Attempts, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
-        rows = self.rows
-        assert rows is not None
         return attempts.run(
             lambda limit: dev_figures(
                 self.model, self.loss, rows, micro_batches, self.make_batch, self.device, stop, limit
@@ -163,6 +188,12 @@ class DevSplit:
         finally:
             put_back()
             self.model.train()
+
+
+def _some(rows: RowSet, count: int, seed: int) -> list[EncodedRow]:
+    """At most `count` rows, chosen by the seed, in their order."""
+    chosen = np.random.default_rng([seed, 1]).choice(len(rows), min(count, len(rows)), replace=False)
+    return [rows[int(index)] for index in sorted(chosen)]
 
 
 class StopAsked(Exception):

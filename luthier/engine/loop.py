@@ -30,6 +30,7 @@ from luthier.engine.galore import with_projection
 from luthier.engine.guard import changed_facts, machine_facts, whole_guard
 from luthier.engine.inputs import MakeBatch, PlanEpoch, PlannedStep, StepPlan, Supply, batches_of
 from luthier.engine.memory import KeptMemory, PeakMemory, held_bytes
+from luthier.engine.noise_scale import GradientSquares
 from luthier.engine.numerics import Updates, check_ids
 from luthier.engine.optimizers import load_moments, make_adamw, moments
 from luthier.engine.param_groups import parameter_groups
@@ -127,7 +128,7 @@ class _Run:
         self.model, self.loss, self.spec, self.make_batch = model, loss, spec, make_batch
         self.device = next(iter(self.parameters.values())).device
         self.train_set = train_set
-        self.dev = DevSplit(model, loss, spec, dev_set, make_batch, plan_epoch, self.device)
+        self.dev = DevSplit(model, loss, spec, dev_set, make_batch, plan_epoch, self.device, train_set)
         self.plan = StepPlan(train_set, plan_epoch, spec)
         self.root, self.run_dir = run_dir / "checkpoints", run_dir
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
@@ -158,6 +159,8 @@ class _Run:
         self.attempts = Attempts(self.state, self.spec, self.metrics, self.notice)
         about = (self.plan.total_steps, self.metrics, self.run_dir, self.progress, digest_json(self.guard))
         self.log = RunLog(self.spec, *about)
+        wants_noise = self.spec.noise_scale and self.spec.gradient_accumulation_steps > 1
+        self.squares = GradientSquares(self.parameters.values()) if wants_noise else None
         self.model.train()
         try:
             if rehearse and not self._is_over():
@@ -166,6 +169,8 @@ class _Run:
         finally:
             self.watchdog.close()
             self.log.finish()
+            if self.squares is not None:
+                self.squares.close()
             if self.profiler is not None:
                 self.profiler.close()
             self.model.eval()
@@ -224,7 +229,7 @@ class _Run:
         self.state.recompute_s = before_s + time.perf_counter() - began
 
     def _is_over(self) -> bool:
-        return self.state.step >= self.plan.total_steps or self.dev.is_out_of_patience(self.state)
+        return self.state.step >= self.plan.total_steps or self.dev.stop_reason(self.state) is not None
 
     def _walk(self) -> None:
         state = self.state
@@ -280,6 +285,7 @@ class _Run:
                 step=number, learning_rate=rate, spec=self.spec,
                 spike_in=self.updates.spike_in, between=self._between_micro_batches,
                 before_update=lambda: self.adapted.before_update(number, self.plan.total_steps),
+                squares=self.squares,
             )  # fmt: skip
 
         try:
@@ -303,7 +309,7 @@ class _Run:
 
     def _evaluate(self) -> None:
         state, began = self.state, self.attempts.clock_s()
-        record = self._dev_figures()
+        record = self.dev.evaluate_with(self.average, state.step, self.attempts)
         state.eval_due = record is None
         if record is None:
             self._interrupt()
@@ -312,20 +318,6 @@ class _Run:
         state.evaluation_s += took_s
         self.log.dev(state, record)
         self.dev.judge(state, record)
-
-    def _dev_figures(self) -> dict[str, float] | None:
-        """Of the weights or of their moving average, as train.ema_keep says; None when it was cut off."""
-        if self.spec.ema_decay is None:
-            return self.dev.evaluate(self.state.step, self.attempts)
-        if self.spec.ema_keep:
-            with self.average.in_place():
-                return self.dev.evaluate(self.state.step, self.attempts)
-        record = self.dev.evaluate(self.state.step, self.attempts)
-        with self.average.in_place():
-            beside = None if record is None else self.dev.loss_figures(self.attempts)
-        if record is None or beside is None:
-            return None
-        return {**record, **{f"ema_{name}": beside[name] for name in ("loss",) if name in beside}}
 
     def _needed_later(self) -> set[int]:
         """Steps whose checkpoints must stay until the end."""
@@ -361,6 +353,7 @@ class _Run:
         average = self._mean_of_checkpoints()
         return TrainResult(
             status="completed" if state.step >= self.plan.total_steps else "early_stopped",
+            stopped_by=None if state.step >= self.plan.total_steps else self.dev.stop_reason(state),
             steps=state.step,
             total_steps=self.plan.total_steps,
             best_step=best_step,
@@ -375,6 +368,8 @@ class _Run:
             max_tokens=state.max_tokens,
             num_refused=state.num_refused,
             waste=Waste.of(state, best_step),
+            noise_scale=state.noise_scale,
+            units_per_step=state.num_units / max(1, state.step),
             average=average,
             history=tuple(state.history),
         )

@@ -66,6 +66,7 @@ class Updates:
     def made(self, figures: StepFigures) -> None:
         """Takes note of an update. Raises TrainError naming a tensor that gets no gradient."""
         state = self.state
+        state.take_noise(figures.noise)
         state.refused_in_a_row, state.num_updates = 0, state.num_updates + 1
         state.recent_losses = [*state.recent_losses, figures.loss][-WINDOW:]
         state.recent_norms = [*state.recent_norms, figures.grad_norm][-WINDOW:]

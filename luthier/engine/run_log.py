@@ -62,6 +62,8 @@ class RunLog:
             "num_trained_tokens": state.num_trained,
             "tokens_per_s": tokens_per_s,
         }
+        if state.noise_scale is not None:
+            record["noise_scale"] = state.noise_scale
         state.window_loss_sum, state.window_units, state.window_sums = 0.0, 0.0, {}
         self._write("train", state, record)
 

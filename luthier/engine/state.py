@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.engine.inputs import PlannedStep
+from luthier.engine.noise_scale import KEEP, NoiseSample
 from luthier.engine.step import StepFigures
+
+StopReason = Literal["patience", "gap"]
+"""train.early_stopping_patience or train.max_gap."""
 
 
 @dataclass
@@ -21,7 +25,8 @@ class RunState:
     eval_due: an evaluation that was cut off by a stop and runs first on resume. max_tokens: micro-batches of more are
     split, since they did not fit in memory. num_updates/num_refused: steps that moved the weights, steps that were not
     let to (`numerics.py`), of which refused_in_a_row just now; nonfinite_steps: the recent ones that were not finite;
-    recent_*: what spikes are held against. num_tokens: positions that ran through the model; num_row_tokens: tokens of
+    recent_*: what spikes are held against. num_units: what the loss counted, in all; noise_*: running means for the
+    gradient noise scale. num_tokens: positions that ran through the model; num_row_tokens: tokens of
     the rows (more, where rows share a prefix). Seconds are of all sessions: `seconds` steps and evaluation;
     evaluation_s evaluation alone; recompute_s rehearsals and attempts that ran out of memory; wall_s everything.
     """
@@ -34,6 +39,9 @@ class RunState:
     num_row_tokens: int = 0
     num_padding: int = 0
     max_tokens: int | None = None
+    num_units: float = 0.0
+    noise_trace: float = 0.0
+    noise_square: float = 0.0
     window_loss_sum: float = 0.0
     window_units: float = 0.0
     window_sums: dict[str, float] = field(default_factory=dict)
@@ -61,11 +69,25 @@ class RunState:
         self.num_trained += figures.num_trained
         self.num_padding += figures.num_padding
         self.num_row_tokens += row_tokens
+        self.num_units += figures.num_units
         self.window_loss_sum += figures.loss * figures.num_units
         self.window_units += figures.num_units
         for name, value in figures.sums.items():
             self.window_sums[name] = self.window_sums.get(name, 0.0) + value
         self.seconds += took_s
+
+    def take_noise(self, noise: NoiseSample | None) -> None:
+        """Takes what the gradients of an update said into the running means."""
+        if noise is not None:
+            self.noise_trace = KEEP * self.noise_trace + (1 - KEEP) * noise.trace
+            self.noise_square = KEEP * self.noise_square + (1 - KEEP) * noise.square
+
+    @property
+    def noise_scale(self) -> float | None:
+        """Units at which signal and noise of a step's gradient are even; None while the means do not tell."""
+        if self.noise_trace <= 0 or self.noise_square <= 0:
+            return None
+        return self.noise_trace / self.noise_square
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-able copy."""
@@ -143,10 +165,12 @@ class TrainResult:
     peak_bytes: the most memory this process held (GPU: that torch allocated). startup_s: from `began` to the first step
     of the last session that took one. rehearsal: what the heaviest batch took, None when there was none. max_tokens:
     larger micro-batches were split. num_refused: steps that made no update (`skipped.jsonl` names their rows).
+    noise_scale: in units of the loss, None where the gradients did not tell; units_per_step: what a step held.
     history: one record per evaluation.
     """
 
     status: Literal["completed", "early_stopped"]
+    stopped_by: StopReason | None
     steps: int
     total_steps: int
     best_step: int
@@ -161,5 +185,7 @@ class TrainResult:
     max_tokens: int | None
     num_refused: int
     waste: Waste
+    noise_scale: float | None
+    units_per_step: float
     average: Average | None
     history: tuple[dict[str, float], ...]

@@ -16,6 +16,7 @@ from torch import nn
 
 from luthier.config.train import TrainSpec
 from luthier.engine.memory import out_of_memory_as
+from luthier.engine.noise_scale import GradientSquares, NoiseSample, estimate
 from luthier.engine.optimizers import set_rate
 from luthier.errors import TrainError
 from luthier.losses.loss import Loss, Objective, Sums, count_units, sums_of
@@ -30,7 +31,8 @@ class StepFigures:
 
     loss: per unit (nats per trained token, unless the loss counts otherwise); num_units: how many. grad_norm: before
     clipping. num_tokens: all positions that ran through the model; num_padding: those of them that belong to no
-    document. sums: what else the loss tells of its units, summed over them.
+    document. sums: what else the loss tells of its units, summed over them. noise: of its gradients, where that was
+    asked for and there are two micro-batches to compare.
     """
 
     loss: float
@@ -40,6 +42,7 @@ class StepFigures:
     num_padding: int
     num_units: float
     sums: Mapping[str, float] = field(default_factory=dict)
+    noise: NoiseSample | None = None
 
 
 NO_STEP = StepFigures(0.0, 0.0, 0, 0, 0, 0.0)
@@ -88,6 +91,36 @@ def backward_of(model: nn.Module, loss: Loss, batch: Batch, num_units: float) ->
         return Sums(sums.total.detach(), sums.figures)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one micro-batch gave. square: squared norm of what it added to the gradients, where that is asked for."""
+
+    sums: Sums
+    num_units: float
+    batch: Batch
+    square: torch.Tensor | None
+
+
+def _gradients(
+    model: nn.Module,
+    loss: Loss,
+    batches: Sequence[Batch],
+    counts: Sequence[float],
+    between: Callable[[], None],
+    squares: GradientSquares | None,
+) -> list[_Part]:
+    """Adds up the gradients of a step; micro-batches without a unit are left out."""
+    loss, num_units, parts = loss_of_step(model, loss, batches), sum(counts), []
+    if squares is not None:
+        squares.take()  # what a rehearsal, or an attempt that was broken off, has left
+    for batch, count in zip(batches, counts, strict=True):
+        between()
+        if count:
+            sums = backward_of(model, loss, batch, num_units)
+            parts.append(_Part(sums, count, batch, None if squares is None else squares.take()))
+    return parts
+
+
 def train_step(
     model: nn.Module,
     loss: Loss,
@@ -101,9 +134,11 @@ def train_step(
     spike_in: Callable[[float, float], str] = lambda loss, grad_norm: "",
     between: Callable[[], None] = lambda: None,
     before_update: Callable[[], None] = lambda: None,
+    squares: GradientSquares | None = None,
 ) -> StepFigures:
     """Gradients of all `batches`, then one update. `step` is 1-based and only named in errors. before_update() is
-    called with the gradients in place, before they are checked and clipped.
+    called with the gradients in place, before they are checked and clipped. squares: of these parameters, for the noise
+    scale.
 
     spike_in(loss, gradient norm) -> what is out of line, or ''. between: called before each micro-batch; what it raises
     leaves the weights as they were. Raises NonFinite and Spike before any weight moves, OutOfMemory (no weight
@@ -118,14 +153,10 @@ def train_step(
             hint="look at these rows with `luthier mask`; the answer may be empty",
         )
     optimizer.zero_grad(set_to_none=True)
-    loss = loss_of_step(model, loss, batches)
-    done = []
-    for batch, count in zip(batches, counts, strict=True):
-        between()
-        if count:
-            done.append((backward_of(model, loss, batch, num_units), count, batch))
+    parts = _gradients(model, loss, batches, counts, between, squares)
     # The one wait for the device in a step: the guard must know before the weights move.
-    losses = [(sums.total.item(), count, batch) for sums, count, batch in done]
+    losses = [(part.sums.total.item(), part.num_units, part.batch) for part in parts]
+    noise = None if squares is None else _noise(parameters, parts)
     before_update()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -137,7 +168,8 @@ def train_step(
         num_trained=sum(batch.num_trained for batch in batches),
         num_padding=num_tokens - sum(int(batch.cu_seqlens[-1]) for batch in batches),
         num_units=num_units,
-        sums=_figure_sums([sums for sums, _, _ in done]),
+        sums=_figure_sums([part.sums for part in parts]),
+        noise=noise,
     )
     _refuse_bad_numbers(figures, [(total / count, batch) for total, count, batch in losses], step, spike_in)
     if spec.max_grad_norm is not None:
@@ -146,6 +178,17 @@ def train_step(
     with out_of_memory_as("the optimizer's state"):
         optimizer.step()
     return figures
+
+
+def _noise(parameters: Sequence[nn.Parameter], parts: Sequence[_Part]) -> NoiseSample | None:
+    """From the squares of what every micro-batch added: its mean gradient times its share of the step's units."""
+    if len(parts) < 2:
+        return None
+    counts = [part.num_units for part in parts]
+    added = torch.stack([part.square for part in parts if part.square is not None]).tolist()
+    means = [square * (sum(counts) / count) ** 2 for square, count in zip(added, counts, strict=True)]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return estimate(means, counts, norm.item() ** 2)
 
 
 def _figure_sums(parts: Sequence[Sums]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from luthier.errors import EvaluateError
 class Policy:
     """looks: this is the m-th look at the test set, so every test runs at alpha / looks. None switches a gate off.
 
-    max_failure_rate: of the format gate; perplexity_margin: tolerated relative increase of bits per byte.
+    max_failure_rate: of the format gate; perplexity_margin: tolerated relative increase of bits per byte; gap_margin:
+    tolerated nats per token between test and training rows.
     """
 
     metric: str
@@ -23,6 +24,7 @@ class Policy:
     min_pairs: int = 30
     max_failure_rate: float | None = None
     perplexity_margin: float | None = 0.02
+    gap_margin: float | None = None
     require: str | None = None
     looks: int = 1
 
@@ -47,6 +49,7 @@ def policy_of(spec: EvaluateSpec, *, has_schema: bool, looks: int) -> Policy:
         min_pairs=spec.min_pairs,
         max_failure_rate=gates.format.max_failure_rate if gates.format and has_schema else None,
         perplexity_margin=gates.perplexity.margin if gates.perplexity else None,
+        gap_margin=gates.generalisation.margin if gates.generalisation else None,
         require=spec.require,
         looks=looks,
     )

@@ -94,7 +94,10 @@ def html_report(verdict: Verdict, samples: Samples, sections: Sequence[Section] 
             forest(
                 [_forest_row(gate) for gate in (*verdict.gates, *verdict.prompt_gates)], title="Effects and margins"
             ),
-            *(paragraph(badge(gate.status, KIND[gate.status]), f" {gate.id}: {_why(gate)}") for gate in verdict.gates),
+            *(
+                paragraph(badge(gate.status, KIND[gate.status]), f" {gate.id}: {_why(gate)}")
+                for gate in (*verdict.gates, *verdict.advisory)
+            ),
         ),
     )
     made = [Section(part.heading, join(*_html_blocks(part))) for part in parts(verdict, samples)]

@@ -65,22 +65,31 @@ def percent(value: float | None) -> str:
 
 def gate_table(verdict: Verdict) -> Table:
     """All judged gates. The control column names its arm where it is not the prompt arm."""
-    rows = [_gate_row(gate) for gate in (*verdict.gates, *verdict.prompt_gates)]
+    rows = [_gate_row(gate) for gate in (*verdict.gates, *verdict.prompt_gates, *verdict.advisory)]
     rows += [(name, "", "", "", "", "", "", "not run") for name in verdict.not_run]
     return Table(GATE_HEADERS, tuple(rows))
 
 
 def _gate_row(gate: Gate) -> tuple[object, ...]:
-    show = (lambda value: f"{value:.3f}") if gate.id == "perplexity" else percent
+    show = (lambda value: f"{value:.3f}") if gate.id in ("perplexity", "generalisation") else percent
+    if gate.id == "generalisation":  # nats all through: no share of anything
+        delta, limit = _nats(gate.delta), _nats(gate.margin)
+        ends = (_nats(gate.low), _nats(gate.high))
+    else:
+        delta, limit, ends = _signed(gate.delta), percent(gate.margin), (_signed(gate.low), _signed(gate.high))
     names = list(gate.figures)
     treated = next((name for name in ("tuned", "prompt") if name in names), "")
     control = next((name for name in names if name != treated), "")
     cells = {name: show(value) for name, value in gate.figures.items() if value is not None}
     left = f"{cells.get(control, '–')} ({control})" if control and control != "prompt" else cells.get(control, "")
     right = f"{cells.get(treated, '–')} (prompt)" if treated == "prompt" else cells.get(treated, "")
-    bounds = f" [{_signed(gate.low)}, {_signed(gate.high)}]" if gate.low is not None or gate.high is not None else ""
+    bounds = f" [{ends[0]}, {ends[1]}]" if gate.low is not None or gate.high is not None else ""
     p_value = "" if gate.p_value is None else f"{gate.p_value:.2g}"
-    return (gate.id, left, right, f"{_signed(gate.delta)}{bounds}", p_value, gate.n, percent(gate.margin), gate.status)
+    return (gate.id, left, right, f"{delta}{bounds}", p_value, gate.n, limit, gate.status)
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def _signed(value: float | None) -> str:

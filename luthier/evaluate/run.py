@@ -18,6 +18,7 @@ from luthier.errors import EvaluateError
 from luthier.evaluate.arms import PromptVariant, build_prompt, prompt_digest
 from luthier.evaluate.baselines import trivial_baselines
 from luthier.evaluate.cases import Case, tasks_of
+from luthier.evaluate.gap import reference_nats
 from luthier.evaluate.junit import junit
 from luthier.evaluate.ledger import record_look, test_set_digest
 from luthier.evaluate.perplexity import Document, general_texts, score_documents
@@ -253,6 +254,13 @@ def _answer_perplexity(scorer: Scorer | None, cases: Sequence[Case]) -> float | 
     return round(math.exp(min(-sum(scores) / len(scores), 50.0)), 4) if scores else None
 
 
+def _answer_nats(scorer: Scorer | None, cases: CaseSets, policy: Policy) -> dict[str, list[float]] | None:
+    """What the tune's reference answers cost, of as many training and test cases; None where no gate asks."""
+    if policy.gap_margin is None or scorer is None:
+        return None
+    return {name: reference_nats(scorer, getattr(cases, name)[:PERPLEXITY_ROWS]) for name in ("train", "test")}
+
+
 def _header(
     spec: EvaluateSpec,
     base: Subject,
@@ -302,6 +310,7 @@ def _header(
         "examples": [case.id for case in found.examples],
         "environments": {name: place(tasks[0]) for name, place in places if place},
         "baselines": [asdict(baseline) for baseline in baselines],
+        "generalisation": _answer_nats(tuned.scorer, cases, policy),
         "answer_perplexity": {
             "num_rows": min(len(cases.test), PERPLEXITY_ROWS),
             "base": _answer_perplexity(base.scorer, cases.test),

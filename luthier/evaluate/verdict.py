@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.evaluate.gap import gap_gate
 from luthier.evaluate.gate import Gate, Status, format_gate, perplexity_gate, rounded, superiority_gate
 from luthier.evaluate.policy import Policy, policy_from_json
 from luthier.evaluate.samples import ARMS, Samples, read_samples
@@ -41,7 +42,8 @@ NOT_RUN = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """gates: what the tune must pass; prompt_gates: what the prompt must pass; not_run: gate -> why."""
+    """gates: what the tune must pass; prompt_gates: what the prompt must pass; advisory: what is said and decides
+    nothing; not_run: gate -> why."""
 
     verdict: str
     reason: str
@@ -49,6 +51,7 @@ class Verdict:
     policy: Policy
     gates: tuple[Gate, ...]
     prompt_gates: tuple[Gate, ...]
+    advisory: tuple[Gate, ...]
     not_run: dict[str, str]
     metrics: dict[str, dict[str, float | None]]
     header: dict[str, Any]
@@ -68,6 +71,7 @@ class Verdict:
             "environments": self.header.get("environments", {}),
             "gates": [gate.as_json() for gate in self.gates],
             "prompt_gates": [gate.as_json() for gate in self.prompt_gates],
+            "advisory": [gate.as_json() for gate in self.advisory],
             "not_run": self.not_run,
             "metrics": self.metrics,
             "samples_sha256": self.samples_digest,
@@ -115,6 +119,11 @@ def judge(samples: Samples, *, require: str | None = None) -> Verdict:
         not_run["perplexity"] = "switched off (evaluate.gates.perplexity)"
     else:
         gates.append(perplexity_gate("perplexity", samples.documents, policy))
+    advisory = []
+    if policy.gap_margin is None:
+        not_run["generalisation"] = "advisory and switched off (evaluate.gates.generalisation)"
+    else:
+        advisory.append(gap_gate(samples.header.get("generalisation"), policy))
     verdict = combine([gate.status for gate in gates], [gate.status for gate in prompt_gates])
     reason = _reason(verdict, gates, prompt_gates)
     if forfeit := samples.header.get("forfeit"):
@@ -126,6 +135,7 @@ def judge(samples: Samples, *, require: str | None = None) -> Verdict:
         policy=policy,
         gates=tuple(gates),
         prompt_gates=tuple(prompt_gates),
+        advisory=tuple(advisory),
         not_run=not_run,
         metrics=_metrics(samples, policy),
         header=samples.header,

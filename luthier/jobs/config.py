@@ -77,9 +77,10 @@ def keys() -> None:
             candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
             inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
             if inner:
-                if type(None) in candidates:
-                    rows.append((prefix + name, "on", f"{inspect.getdoc(inner[0])} null = off."))
                 default = field.default if whole is None else getattr(whole, name)
+                if type(None) in candidates:
+                    words = f"{inspect.getdoc(inner[0])} null = off."
+                    rows.append((prefix + name, "null" if default is None else "on", words))
                 visit(inner[0], f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
             else:
                 value = field.default if whole is None else getattr(whole, name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.adapters.handle import AdaptedModel
 from luthier.config.train import TrainSpec
-from luthier.data.pack import epoch_batches, make_batch
+from luthier.data.pack import EPOCH_PLANS, epoch_batches, make_batch
 from luthier.data.stored import read_rows
 from luthier.engine.inputs import PlanEpoch, Supply
 from luthier.evaluate.cases import cases_from_rows
@@ -62,7 +62,8 @@ def _offline(
     yield Course(
         spec.train, objective, lambda: _sampler(session, model),
         before=held_out_before(session, adapted.model, objective, examples),
-        dev_set=examples.dev, on_eval=_task_metrics_on_dev(session), cache=cache,
+        plan_epoch=EPOCH_PLANS[spec.train.curriculum], dev_set=examples.dev,
+        on_eval=_task_metrics_on_dev(session), cache=cache,
     )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def _closing_card(judged: Stage, trained: Stage, published: Stage | None, diagno
         ("why", verdict["reason"]),
         (metric, "  ".join(f"{arm} {_percent(figures.get(arm))}" for arm in ("base", "prompt", "tuned"))),
         ("gates", "  ".join(f"{gate['id']} {gate['status']}" for gate in verdict["gates"])),
+        *(("advice", f"{gate['id']} {gate['status']}: {gate['reason']}") for gate in verdict["advisory"]),
         ("report", console.shown(judged.folder / "report.html")),
         ("published", console.shown(published.folder) if published else "nothing: only a tune that ships is published"),
         ("diagnosis", diagnosis),

@@ -11,7 +11,7 @@ from luthier.jobs.console import duration
 from luthier.jobs.stage import Stage
 from luthier.jobs.waste import HEADERS, waste_rows
 from luthier.pages.charts import lines
-from luthier.pages.page import Section, paragraph, table, tiles
+from luthier.pages.page import Section, join, paragraph, table, tiles
 from luthier.store.metrics import MetricsLog
 
 
@@ -43,6 +43,9 @@ def _training(trained: Stage) -> Section:
     else:
         losses = {kind: [(r["step"], r["loss"]) for r in records if r["kind"] == kind] for kind in ("train", "dev")}
         curves, unit = {"training loss": losses["train"], "dev loss": losses["dev"]}, "loss (nats per token)"
+        curves["rows trained on, judged as the dev rows are"] = [
+            (r["step"], r["train_loss"]) for r in records if "train_loss" in r
+        ]
     facts = trained.facts
     figures = [
         ("steps", facts["steps"]),
@@ -53,6 +56,9 @@ def _training(trained: Stage) -> Section:
         ("peak memory", f"{facts['peak_bytes'] / 2**30:.2f} GiB"),
     ]
     chart = lines({k: v for k, v in curves.items() if v}, x_label="optimizer step", y_label=unit)
+    if gaps := [(r["step"], r["gap"]) for r in records if "gap" in r]:
+        words = "dev loss less that of rows trained on"
+        chart = join(chart, lines({"gap": gaps}, "optimizer step", words, title="Generalisation gap"))
     spent = waste_rows(facts)
     ahead = planned.planned_rows(facts)
     tables = (table(planned.HEADERS, ahead) if ahead else "") + (table(HEADERS, spent) if spent else "")

@@ -12,8 +12,10 @@ from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.registry import Given, apply_method
 from luthier.bases.shapes import read_shapes
 from luthier.config.load import Project
+from luthier.data.pack import make_batch
 from luthier.data.stored import EncodedSet
 from luthier.engine.profile import StepProfiler
+from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.caching import cache_rows
@@ -22,12 +24,17 @@ from luthier.jobs.machine import as_used_by, dtype_for, keep, probe
 from luthier.jobs.objective import Examples
 from luthier.jobs.profile import make_profiler
 from luthier.jobs.stage import Stage
+from luthier.models.decoder import Decoder
+from luthier.models.int8 import load_frozen
 from luthier.models.load import read_weight
+from luthier.models.other import TransformersModel
 from luthier.models.packed import PackedModel
 from luthier.models.row_cache import RowCache
 from luthier.plan.machines import price_here
 from luthier.store.publish import write_atomic
 from luthier.types import Batch, MachineProfile
+
+_SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,21 @@ def dtype_of_run(session: Session, machine: MachineProfile | None) -> str:
         unprobed = "float32" if named == "auto" else named
         write_atomic(path, json.dumps(unprobed if machine is None else dtype_for(session.project, machine)))
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def open_adapted(
+    session: Session, examples: Examples, dtype: str
+) -> tuple[Decoder | TransformersModel, AdaptedModel, str]:
+    """The base with the method on it, and the dtype that it really is in."""
+    sample = make_batch([examples.train[index] for index in range(min(_SAMPLE_ROWS, len(examples.train)))])
+    warming = start_warm_up()  # after the probe: it would disturb it
+    model = load_frozen(session.opened.base.folder, dtype=dtype, sample=sample)
+    warming.join()
+    if model.note:
+        console.warn(model.note)
+    if isinstance(model, TransformersModel) and dtype == "int8":
+        dtype = "float32"  # as its note says; the record must not claim int8
+    return model, adapt(session, model, sample), dtype
 
 
 def adapt(session: Session, model: Any, sample: Batch) -> AdaptedModel:

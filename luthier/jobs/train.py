@@ -15,12 +15,10 @@ from luthier.adapters.score_head import save_score_head
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
-from luthier.data.pack import make_batch
 from luthier.data.stored import read_rows
 from luthier.engine.guard import FREE_SETTINGS
 from luthier.engine.loop import train as train_loop
 from luthier.engine.state import TrainResult
-from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, ConfigError, TemplateError
 from luthier.jobs import console
 from luthier.jobs.averages import average_line
@@ -33,20 +31,18 @@ from luthier.jobs.objective import Examples, check_objective, read_examples
 from luthier.jobs.online import online_inputs, reward_line
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
+from luthier.jobs.practice import gap_line, noise_line
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.profile import tell_nothing_to_profile, tell_profile
-from luthier.jobs.session import Session, adapt, dtype_of_run, open_profiler, probe_machine
+from luthier.jobs.session import Session, dtype_of_run, open_adapted, open_profiler, probe_machine
 from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.stopping import stop_flag, stop_here
 from luthier.jobs.waste import waste_line
-from luthier.models.int8 import load_frozen
-from luthier.models.other import TransformersModel
 from luthier.plan.linears import OWN_MODELS
 from luthier.plan.trainable import optimizer_size
 
 VERSION = 1
 _KEPT = ("metrics.jsonl", "skipped.jsonl", "hang.txt", "trackers", "checkpoints", "rollouts")
-_SAMPLE_ROWS = 16  # rows that an int8 base is fitted to
 
 
 def train(project: Project, *, profile: int = 0, began: float | None = None) -> None:
@@ -118,8 +114,8 @@ def train_stage(
         f"{reward_line(facts) or 'dev loss ' + str(facts['dev_loss'])}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
-    if averaged := average_line(facts):
-        console.line(averaged)
+    for found in filter(None, (average_line(facts), noise_line(facts), gap_line(facts))):
+        console.line(found)
     if planned := planned_line(facts):
         console.line(f"planned: {planned}")
     if spent := waste_line(facts):
@@ -163,15 +159,7 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
     if machine is not None:
         console.line(describe(machine, dtype))
     planned = plan_ahead(project, opened.base.folder, prepared.folder, machine)
-    sample = make_batch([examples.train[index] for index in range(min(_SAMPLE_ROWS, len(examples.train)))])
-    warming = start_warm_up()  # only now: it would disturb the probe
-    model = load_frozen(opened.base.folder, dtype=dtype, sample=sample)
-    warming.join()
-    if model.note:
-        console.warn(model.note)
-    if isinstance(model, TransformersModel) and dtype == "int8":
-        dtype = "float32"  # as its note says; the record must not claim int8
-    adapted = adapt(session, model, sample)
+    model, adapted, dtype = open_adapted(session, examples, dtype)
     profiler = open_profiler(session, model, machine)
     with (
         open_course(session, model, adapted, examples, dtype) as course,
@@ -230,6 +218,7 @@ def _figures(result: TrainResult) -> dict[str, Any]:
     loss = (average.figures if average is not None and average.kept else best).get("loss")
     return {
         "status": result.status,
+        "stopped_by": result.stopped_by,
         "steps": result.steps,
         "best_step": result.best_step,
         "dev_loss": None if loss is None else round(loss, 5),
@@ -242,6 +231,8 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "max_tokens": result.max_tokens,
         "num_refused": result.num_refused,
         "waste": dataclasses.asdict(result.waste),
+        "noise_scale": result.noise_scale,
+        "units_per_step": round(result.units_per_step, 1),
         "average": None if average is None else dataclasses.asdict(average),
         "history": [dict(record) for record in result.history],
     }

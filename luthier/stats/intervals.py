@@ -63,6 +63,18 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float
     return mean - half, mean + half
 
 
+def difference_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Welch's two-sided interval of mean(a) - mean(b), two samples of at least two values each."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    mean, parts = float(a.mean() - b.mean()), [x.var(ddof=1) / len(x) for x in (a, b)]
+    error = float(np.sqrt(sum(parts)))
+    if error == 0.0:
+        return mean, mean
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
+    half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
+    return mean - half, mean + half
+
+
 def clopper_pearson(num_hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval of a proportion; n >= 1."""
     alpha = (1 - confidence) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luthier.data.pack import epoch_batches, make_batch, plan_packs
+from luthier.data.pack import epoch_batches, epoch_by_length, make_batch, plan_packs
 from luthier.data.stored import EncodedSet, read_encoded, write_encoded
 from luthier.errors import ArtifactError
 from luthier.types import EncodedRow
@@ -38,6 +38,21 @@ def test_epochs_are_deterministic_and_differ():
     first = epoch_batches(encoded, 256, seed=3, epoch=0)
     assert first == epoch_batches(list(encoded), 256, seed=3, epoch=0)
     assert first != epoch_batches(encoded, 256, seed=3, epoch=1) != epoch_batches(encoded, 256, seed=4, epoch=1)
+
+
+def test_a_length_curriculum_goes_up_once():
+    """The first epoch from short to long, each row once and within the budget; the second is shuffled as ever."""
+    encoded = EncodedSet.of(rows(1))
+    lengths = [len(encoded[index].ids) for index in range(len(encoded))]
+    packs = epoch_by_length(encoded, 256, seed=3, epoch=0)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
+    assert all(len(pack) == 1 or sum(lengths[index] for index in pack) <= 256 for pack in packs)
+    means = [sum(lengths[index] for index in pack) / len(pack) for pack in packs]
+    assert means == sorted(means) and means[-1] > 2 * means[0]
+    shuffled = epoch_batches(encoded, 256, seed=3, epoch=0)
+    assert [sum(lengths[i] for i in pack) / len(pack) for pack in shuffled] != sorted(means)
+    assert packs == epoch_by_length(list(encoded), 256, seed=3, epoch=0)
+    assert epoch_by_length(encoded, 256, seed=3, epoch=1) == epoch_batches(encoded, 256, seed=3, epoch=1)
 
 
 @pytest.mark.known_bug("GA4", "RO")

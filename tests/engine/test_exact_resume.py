@@ -27,7 +27,7 @@ SETTINGS = {
     "accumulation": {"gradient_accumulation_steps": 3, "weight_decay": 0.1, "layer_lr_decay": 0.5},
     "no accumulation": {"gradient_accumulation_steps": 1, "warmup_ratio": 0.4, "lr_scheduler": "wsd"},
     "early stopping": {"eval_steps": 1, "early_stopping_patience": 3, "metric_for_best": "acc", "eval_task_rows": 1},
-    "averages": {"eval_steps": 1, "ema_decay": 0.9, "average_checkpoints": 2, "save_total_limit": 1},
+    "averages": {"eval_steps": 1, "ema_decay": 0.9, "average_checkpoints": 2, "save_total_limit": 1, "gap_rows": 4},
     "step not finite": {},
     "split after out of memory": {"gradient_accumulation_steps": 1},
     "shared prefix": {"share_prefix": "always", "sequence_len": 80, "micro_batch_tokens": 200},

@@ -55,6 +55,29 @@ def test_early_stopping_counts_evaluations_without_gain(tmp_path):
     assert again.status == "early_stopped" and again.steps == result.steps
 
 
+def test_the_gap_is_that_of_the_same_measure_and_ends_a_run(tmp_path):
+    """train_loss is the dev measure on rows of the training set; above max_gap the run stops, and stays stopped."""
+    spec = spec_of(num_epochs=30, eval_steps=4, gap_rows=24, learning_rate=0.05)
+    model = plain_model()
+    whole = run(model, spec, tmp_path / "whole")
+    gaps = [record["gap"] for record in whole.history]
+    assert whole.stopped_by is None and gaps[-1] > gaps[0] + 0.3, "it learns random rows by heart"
+    for record in whole.history:
+        assert record["gap"] == pytest.approx(record["loss"] - record["train_loss"])
+    best, cpu = plain_model(), torch.device("cpu")
+    best.load_state_dict(weights_of(model), strict=False)
+    packs = plan_epoch(rows(24), 40, 0, 0)
+    seen = dev_figures(best, sft_loss_sum, rows(24), packs, make_batch, cpu, lambda: False)["loss"]
+    at_best = next(record for record in whole.history if record["step"] == whole.best_step)
+    assert at_best["train_loss"] == pytest.approx(seen, rel=1e-5), "all 24 rows, whatever their order"
+    limit = (gaps[0] + gaps[-1]) / 2
+    first = next(record["step"] for record in whole.history if record["gap"] > limit)
+    stopping = spec.model_copy(update={"max_gap": limit})
+    for _ in range(2):
+        cut = run(plain_model(), stopping, tmp_path / "cut")
+        assert (cut.status, cut.stopped_by, cut.steps) == ("early_stopped", "gap", first)
+
+
 def test_a_task_metric_that_is_not_reported_is_an_error(tmp_path):
     """metric_for_best must be among the dev figures; the error lists them."""
     with pytest.raises(TrainError, match="'f1' is not among") as error:

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 from luthier.errors import ConfigError, Interrupted, TrainError
-from luthier.jobs import machine
-from luthier.jobs import train as train_job
+from luthier.jobs import machine, session
 from luthier.losses.registry import LOSSES
 from luthier.losses.sft import sft_loss_sum
 from luthier.store.publish import read_manifest, verify_folder
@@ -92,7 +91,7 @@ def test_auto_is_decided_once_for_a_run_that_is_resumed(project, luthier, monkey
     def probe(*arguments):
         return dataclasses.replace(probed(*arguments), rates_gflops=next(rates))
 
-    plain = train_job.load_frozen
+    plain = session.load_frozen
 
     def load(folder, *, dtype, **more):
         picked.append(dtype)
@@ -101,7 +100,7 @@ def test_auto_is_decided_once_for_a_run_that_is_resumed(project, luthier, monkey
         return plain(folder, dtype=dtype, **more)
 
     monkeypatch.setattr(machine, "probe_machine", probe)
-    monkeypatch.setattr(train_job, "load_frozen", load)
+    monkeypatch.setattr(session, "load_frozen", load)
     auto = ("--set", "model.dtype=auto")
     assert isinstance(luthier("train", "-c", project, *QUICK, *auto).exception, Interrupted)
     assert luthier("train", "-c", project, *QUICK, *auto).exit_code == 0
