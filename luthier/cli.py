@@ -8,7 +8,6 @@ Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHI
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -34,7 +33,7 @@ import typer
 
 from luthier import __version__
 from luthier.config.secrets import redact
-from luthier.errors import Interrupted, LuthierError
+from luthier.errors import MACHINE_ERRORS, Interrupted, LuthierError
 
 app = typer.Typer(
     name="luthier",
@@ -71,21 +70,6 @@ class FrozenSplit(str, Enum):
 
     test = "test"
     dev = "dev"
-
-
-_PERMISSIONS = "check the path and its permissions; output_dir and LUTHIER_CACHE may name other folders"
-_SPACE = "free some space, then run the same command again: finished stages stand"
-MACHINE_ERRORS = {
-    errno.EACCES: _PERMISSIONS,
-    errno.EPERM: _PERMISSIONS,
-    errno.EROFS: _PERMISSIONS,
-    errno.ENOTDIR: _PERMISSIONS,
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run the same command again: finished stages stand",
-    errno.EIO: "look after the disk, then run the same command again: finished stages stand",
-}
-"""Errors of the machine, not of luthier: errno -> next move."""
 
 
 def _job(name: str) -> Any:
@@ -255,6 +239,19 @@ def recommend(
 ) -> None:
     """Propose values for the knobs that the project leaves open, each with its reason and source."""
     _job("recommend").recommend_knobs(_project(config, overrides), output=output, as_json=as_json)
+
+
+@app.command("lr-probe")
+def lr_probe(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    steps: Annotated[int, typer.Option(min=10, max=1000, help="How many rates, one step each.")] = 40,
+    lowest: Annotated[float, typer.Option("--from", help="The first rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option("--to", help="The last rate.")] = 1.0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the curve as an HTML page.")] = None,
+) -> None:
+    """Try rising learning rates on the run's own rows and propose one; changes nothing."""
+    _job("lr_probe").lr_probe(_project(config, overrides), steps=steps, lowest=lowest, highest=highest, output=output)
 
 
 @app.command()

@@ -4,6 +4,22 @@ move.
 The CLI prints `error: <message>` and `hint: <hint>` and exits with `exit_code`; no traceback reaches a user.
 """
 
+import errno
+
+_PERMISSIONS = "check the path and its permissions; output_dir and LUTHIER_CACHE may name other folders"
+_SPACE = "free some space, then run the same command again: finished stages stand"
+MACHINE_ERRORS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: _PERMISSIONS,
+    errno.ENOTDIR: _PERMISSIONS,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run the same command again: finished stages stand",
+    errno.EIO: "look after the disk, then run the same command again: finished stages stand",
+}
+"""Errors of the machine, not of luthier: errno -> next move."""
+
 
 class LuthierError(Exception):
     """Base of all errors that luthier raises on purpose. `exit_code` is what the CLI ends with."""

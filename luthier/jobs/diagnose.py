@@ -19,10 +19,11 @@ from luthier.jobs.build import build_stage
 from luthier.jobs.evaluate import evaluate_stage, read_verdict, tune_of_build
 from luthier.jobs.local import OpenBase, open_base
 from luthier.jobs.prepare import prepare_stage
+from luthier.jobs.recommend import tell_settings
 from luthier.jobs.stage import NotBuilt, Stage
 from luthier.jobs.train import train_stage
 from luthier.plan.diagnose import KINDS, Answers, Evidence, Finding, Refused, Step, diagnose
-from luthier.plan.recommend import usual_learning_rate, value_of
+from luthier.plan.recommend import usual_learning_rate
 from luthier.store.metrics import MetricsLog
 
 MIN_WORDS = 6  # shorter answers are alike by chance
@@ -60,14 +61,7 @@ def _tell(finding: Finding, project: Project) -> None:
     console.line(f"{KINDS[finding.kind]}: {finding.evidence}", "bold")
     for move in finding.moves:
         console.line(f"next: {move.words}")
-        section = ""
-        for key, value in move.settings:
-            name, leaf = key.split(".", 1)
-            if name != section:
-                section = name
-                console.line(f"    {section}:", "dim")
-            console.line(f"  -   {leaf}: {json.dumps(value_of(project.spec, key))}", "red")
-            console.line(f"  +   {leaf}: {json.dumps(value)}", "green")
+        tell_settings(project, move.settings)
 
 
 def collect(project: Project, opened: OpenBase) -> tuple[Evidence, str]:

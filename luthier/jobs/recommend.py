@@ -68,6 +68,18 @@ def _yaml(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
+def tell_settings(project: Project, settings: Sequence[tuple[str, Any]]) -> None:
+    """Other values of keys, as a diff of the project file."""
+    section = ""
+    for key, value in settings:
+        name, leaf = key.split(".", 1)
+        if name != section:
+            section = name
+            console.line(f"    {section}:", "dim")
+        console.line(f"  -   {leaf}: {json.dumps(value_of(project.spec, key))}", "red")
+        console.line(f"  +   {leaf}: {json.dumps(value)}", "green")
+
+
 def _write(project: Project, changed: Sequence[Proposal], output: Path) -> None:
     """The project file with a line for each changed knob at the head of its section; comments and order are kept."""
     if output.exists():

@@ -101,6 +101,27 @@ def test_the_advisory_gate_is_said_and_blocks_nothing(toy_base, tmp_path, luthie
     assert (tmp_path / "again.json").read_text() == (folder / "verdict.json").read_text()
 
 
+def test_lr_probe_proposes_a_diff_and_leaves_no_stage(toy_base, tmp_path, luthier):
+    project = write_project(tmp_path, toy_base, make_texts(60, seed=3))
+    page = tmp_path / "rates.html"
+    result = luthier("lr-probe", "-c", project, "--steps", "30", "-o", page, *settings("train.micro_batch_tokens=128"))
+    assert result.exit_code == 0, (result.output, result.exception)
+    said = " ".join(result.output.split())
+    assert "everything put back" in said and "proposed: " in said and "- learning_rate: 0.005" in said
+    assert "<svg" in page.read_text() and "proposed" in page.read_text()
+    assert not list((project.parent / "runs").glob("train-*"))
+    refused = luthier("lr-probe", "-c", project, "--from", "1", "--to", "0.1")
+    assert isinstance(refused.exception, ConfigError) and "no range" in str(refused.exception)
+    before = project.read_text()
+    refused = luthier("lr-probe", "-c", project, "-o", project)
+    assert isinstance(refused.exception, ConfigError) and refused.exception.hint.endswith("luthier.html")
+    assert project.read_text() == before
+    refused = luthier("lr-probe", "-c", project, *settings(*ONLINE))
+    assert isinstance(refused.exception, ConfigError) and "whatever it learns" in str(refused.exception)
+    low = luthier("lr-probe", "-c", project, "--from", "1e-12", "--to", "1e-11", "--steps", "10")
+    assert low.exit_code == 0 and "no rate is proposed" in low.output
+
+
 @pytest.mark.parametrize(
     ("asked", "words", "hint"),
     [
