@@ -17,6 +17,7 @@ from luthier.adapters.score_head import load_score_head
 from luthier.adapters.stored import load_adapter
 from luthier.data.pack import at_last_token, make_batch
 from luthier.data.stored import read_encoded
+from luthier.jobs import session
 from luthier.jobs import train as job
 from luthier.models.load import load_model
 from luthier.store.publish import digest_file, render_manifest, seal
@@ -250,7 +251,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rows", "loss", "said"), REFUSED, ids=[case[2][:30] for case in REFUSED])
 def test_refused_before_any_weight_is_loaded(project, luthier, monkeypatch, rows, loss, said):
-    monkeypatch.setattr(job, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(session, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
     result = luthier("train", "-c", project(rows(60), loss))
     assert result.exit_code != 0 and said in " ".join(str(result.exception).split()), result.exception
 

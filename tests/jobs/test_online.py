@@ -13,6 +13,7 @@ import torch
 from luthier.engine import checkpoint
 from luthier.graders.grader import Grader
 from luthier.graders.registry import GRADERS
+from luthier.jobs import session
 from luthier.jobs import train as job
 from luthier.models.load import load_model
 from luthier.models.sampler import LocalSampler
@@ -253,7 +254,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "words_"), REFUSED, ids=[case[1][:30] for case in REFUSED])
 def test_refused_before_any_weight_is_loaded(project, luthier, monkeypatch, changes, words_):
-    monkeypatch.setattr(job, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(session, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
     result = luthier("train", "-c", project(**changes))
     assert result.exit_code != 0 and words_ in said(result), said(result)
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from luthier.adapters.stored import load_adapter
 from luthier.data.stored import read_encoded
-from luthier.jobs import train as job
+from luthier.jobs import session
 from luthier.models.load import load_model
 from luthier.rollouts.round import read_round
 from tests.jobs.test_objectives import pairs
@@ -182,7 +182,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "words_"), REFUSED, ids=[case[1][:30] for case in REFUSED])
 def test_refused_before_any_weight_is_loaded(project, luthier, monkeypatch, changes, words_):
-    monkeypatch.setattr(job, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(session, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
     result = luthier("train", "-c", project(**{"loss": "{kind: ppo}", **changes}))
     assert result.exit_code != 0 and words_ in said(result), said(result)
 
@@ -217,7 +217,7 @@ def test_what_is_no_reward_model_of_this_base_is_refused_before_any_weight_is_lo
         (copied("classes", (2, 64)), "has 2 scores, those of a classifier"),
         (copied("spoken"), "has no score head"),
     ]
-    monkeypatch.setattr(job, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(session, "load_frozen", lambda *_, **__: pytest.fail("weights were loaded"))
     for folder, words_ in cases:
         result = luthier("train", "-c", project("{kind: ppo}", BY_MODEL.format(folder)))
         assert result.exit_code != 0 and words_ in said(result), said(result)
