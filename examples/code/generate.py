@@ -3,7 +3,7 @@
     python examples/code/generate.py [FOLDER]
 
 Seeded: the same bytes every time. A row is kept only if its tests notice every slip (`slips.py`): each call swapped for
-any other function of its module that takes and gives the same, each part left out. No combination of functions of a
+any other function of its module that takes and gives the same, parts left out. No combination of functions of a
 test row occurs in a training row, and hidden functions occur in no training row at all, not even as a line to read.
 """
 
@@ -130,7 +130,7 @@ def make_row(draft: Draft, rng: Random, everything: Sequence[Piece]) -> dict[str
     sketch, name = draft.sketch, draft.sketch.name
     first = sketch.many if sketch.takes_many else sketch.one
     names = [first, *(each for each, (_, free) in sketch.arguments.items() if free)]
-    if name in names or not name.isidentifier() or first in NOUNS:
+    if name in names or not name.isidentifier() or first in NOUNS:  # a parameter called `orders` hides the module
         raise Unfit(name)
     head = f"def {name}({', '.join(names)}):"
     modules = sorted({piece.module for piece in sketch.pieces})

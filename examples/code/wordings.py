@@ -1,4 +1,4 @@
-"""What each function of the library does, in words that its name does not give away. Written by hand.
+"""What each function of the library does, mostly in other words than its name. Written by hand.
 
 An entry is its kind (with the unit of the figure, for measures, totals and conversions), then wordings to draw from:
 
