@@ -115,6 +115,8 @@ def _rows(
         try:
             if record.value is None:
                 raise RowError(record.problem)
+            if record.no_text:
+                raise RowError(f"column {record.no_text[0]!r} holds bytes that are no text")
             yield record, _new_row(record.value, mapping, to) if to and mapping else record.value
         except RowError as error:
             if done:

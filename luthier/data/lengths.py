@@ -55,7 +55,8 @@ def encode_all(items: Items, codec: Codec, quarantine: Quarantine, progress: Pro
 
 
 def fit_lengths(encoded: EncodedItems, sequence_len: int, mode: str, quarantine: Quarantine) -> EncodedItems:
-    """The rows that fit. mode: "error" raises DataError when any is too long, "quarantine" sets those aside."""
+    """The rows that fit. mode: "error" raises DataError when any is too long; "quarantine" sets those aside, and raises
+    when none is left."""
     lengths = encoded.num_tokens
     long = np.flatnonzero(lengths > sequence_len)
     if len(long) and mode == "error":
@@ -66,6 +67,12 @@ def fit_lengths(encoded: EncodedItems, sequence_len: int, mode: str, quarantine:
             f"{', ...' if len(long) > 5 else ''}; cutting them would cut their answers",
             hint=f"set train.sequence_len to {lengths.max()} to keep all, or data.over_length: quarantine to set "
             "them aside by name",
+        )
+    if len(long) and len(long) == len(encoded):
+        raise DataError(
+            f"every one of the {len(long):,} rows is longer than train.sequence_len = {sequence_len:,} (they have "
+            f"{lengths.min():,} to {lengths.max():,} tokens), and data.over_length: quarantine sets them all aside",
+            hint=f"set train.sequence_len to {lengths.max()} to keep all",
         )
     for item, num in zip(encoded.take(long).items, lengths[long].tolist(), strict=True):
         detail = f"over length: {num:,} tokens, train.sequence_len is {sequence_len:,}"

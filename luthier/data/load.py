@@ -13,6 +13,7 @@ from luthier.chat.schema_prompt import with_schema
 from luthier.config.data import DataSpec
 from luthier.data.answers import Answerer, SchemaCheck, load_schema
 from luthier.data.clean import clean_content
+from luthier.data.columns import ColumnWatch, with_lost_columns
 from luthier.data.detect import Detected, detect
 from luthier.data.formats.format import Content, Mapping
 from luthier.data.formats.registry import FORMATS, SAMPLE_ROWS, ColumnsReader, preferred, to_content, vote
@@ -64,9 +65,12 @@ class Opened:
 
     def counted(self) -> Iterator[Record]:
         """The records; raises DataError at the end of a file without any."""
+        watch = ColumnWatch(set(self.mapping.keys.values()))
         for record in self.records:
             self.report.rows_read += 1
+            watch.see(record)
             yield record
+        self.report.warnings += watch.warnings(self.report.file)
         if not self.report.rows_read:
             raise DataError(f"{self.report.file}: holds no rows", hint="remove it from the config or fetch it again")
 
@@ -158,7 +162,7 @@ class Loader:
             try:
                 yield self._item(record, record.value, mapping, is_document)
             except RowError as error:
-                self._quarantine.add(record, str(error))
+                self._quarantine.add(record, with_lost_columns(str(error), record))
 
     def _item(self, record: Record, value: dict[str, Any], mapping: Mapping, is_document: bool) -> Item:
         content = self._content(value, mapping)

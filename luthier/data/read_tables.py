@@ -1,7 +1,9 @@
 """Parquet and Arrow readers (pyarrow): rows as plain Python values, batch by batch.
 
-Dates, decimals and the like become text in their usual notation; NaN becomes null, as in JSON. `line` is the row number
-from 1. Both Arrow layouts are read: the file format (ARROW1) and the stream that Hugging Face `datasets` writes.
+Dates, decimals and the like become text in their usual notation; NaN becomes null, as in JSON. Bytes that are no text
+(pictures beside their captions) leave their cell empty and their row usable: `Record.no_text` names the column. `line`
+is the row number from 1. Both Arrow layouts are read: the file format (ARROW1) and the stream that Hugging Face
+`datasets` writes.
 """
 
 from __future__ import annotations
@@ -41,20 +43,23 @@ def read_table(detected: Detected, name: str) -> Iterator[Record]:
         ) from error
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """The rows of a batch; in place of one whose text is not UTF-8, the error (Parquet files may hold such text)."""
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; what is wrong, for a row whose text is not UTF-8 (Parquet files may hold such text)."""
     try:
         yield from batch.to_pylist()
         return
     except UnicodeDecodeError:
         pass
     for index in range(batch.num_rows):
-        try:
-            row = batch.slice(index, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            yield error
-            continue
-        yield row
+        row: dict[str, Any] = {}
+        for column, cells in zip(batch.schema.names, batch.slice(index, 1).columns, strict=True):
+            try:
+                row[column] = cells.to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield f"column {column!r} is not UTF-8: {error}"
+                break
+        else:
+            yield row
 
 
 def _batches(detected: Detected, name: str) -> Iterator[pa.RecordBatch]:
@@ -85,19 +90,25 @@ def _check_names(names: list[str], name: str) -> None:
         raise DataError(f"{name}: two columns are called {twice[0]!r}", hint="rename one of them")
 
 
-def _record(name: str, number: int, row: dict[str, Any] | UnicodeDecodeError) -> Record:
+def _record(name: str, number: int, row: dict[str, Any] | str) -> Record:
+    if isinstance(row, str):
+        return Record(name, number, None, None, "", problem=row)
+    value, no_text = {}, []
+    for column, cell in row.items():
+        try:
+            value[column] = plain_value(cell)
+        except UnicodeDecodeError:
+            value[column] = None
+            no_text.append(column)
     try:
-        if isinstance(row, UnicodeDecodeError):
-            raise row
-        value = {key: plain_value(cell) for key, cell in row.items()}
         digest = hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
     except (UnicodeError, ValueError, RecursionError) as error:
         return Record(name, number, None, None, "", problem=f"a value cannot be written as JSON: {error}")
-    return Record(name, number, None, None, digest, value=value)
+    return Record(name, number, None, None, digest, value=value, no_text=tuple(no_text))
 
 
 def plain_value(value: Any) -> Any:
-    """`value` as JSON knows it; bytes must be UTF-8 (ValueError otherwise)."""
+    """`value` as JSON knows it. Raises UnicodeDecodeError for bytes that are not UTF-8."""
     if isinstance(value, float) and value != value:
         return None
     if value is None or isinstance(value, (str, int, float, bool)):

@@ -12,6 +12,7 @@ from luthier.data.streams import MAX_LINE_BYTES, Line
 class Record:
     """file: name as the config gives it; line: from 1 (row number in tables); byte range: in the decompressed file,
     None in tables; sha256: of those bytes. Either `value` is the row's columns, or `problem` says why there are none.
+    no_text: columns whose cell is bytes that are no text (pictures, sound); their value is None.
     """
 
     file: str
@@ -22,6 +23,7 @@ class Record:
     value: dict[str, Any] | None = None
     problem: str = ""
     text: str = ""
+    no_text: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:

@@ -22,7 +22,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 from luthier.text.terms import read_terms
 
-VERSION = 5
+VERSION = 6
 
 
 def prepare(project: Project) -> None:
@@ -58,8 +58,23 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
 
     pins = pin_data(opened, inputs["files"])
     stage = run_stage(project, "prepare", VERSION, inputs, make, wait=True, pins=pins, parents={})
-    _tell(stage, read_summary(stage.folder))
+    summary = read_summary(stage.folder)
+    _tell(stage, summary)
+    if few := _few_steps(project, summary["tokens"]["train"]["all"]):
+        console.warn(few)
     return stage
+
+
+def _few_steps(project: Project, num_tokens: int) -> str:
+    """What to know of a training set that is smaller than one step; "" for any other."""
+    train = project.spec.train
+    step_tokens = train.micro_batch_tokens * train.gradient_accumulation_steps
+    if num_tokens >= step_tokens or project.spec.loss.sequences == "prompts":  # answers are what fills those steps
+        return ""
+    return (
+        f"all training rows together ({num_tokens:,} tokens) are less than one step may take ({step_tokens:,} tokens, "
+        "train.micro_batch_tokens x gradient_accumulation_steps): an epoch is one step; lower values make more"
+    )
 
 
 def evaluate_spec(project: Project) -> EvaluateSpec:

@@ -5,8 +5,18 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import lzma
+import os
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/bad_input.md"
 MARKS = ("<!-- cases -->\n", "<!-- end of cases -->\n")
@@ -26,6 +36,11 @@ CHAT = {
     "a system message in the middle": (chat("user:q", "system:s", "assistant:a"), "system message stands after"),
     "no assistant turn": (chat("user:q"), "no answer"),
     "an answer of white space": (chat("user:q", "assistant: \n\t"), "empty answer"),
+    "content null beside a call": (
+        {"messages": [{"role": "user", "content": "null beside a call"},
+                      {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                      {"role": "tool", "content": "x", "tool_call_id": "c1"}, {"role": "assistant", "content": "a"}]},
+        ""),
     "content null": (chat("user:q", "assistant:", content=None), "no text content"),
     "an image part": (chat("user:q", "assistant:", content=[{"type": "image_url"}]), "not text"),
     "text parts": (chat("user:the parts", "assistant:", content=[{"type": "text", "text": "a"}]), ""),
@@ -59,6 +74,10 @@ LINES = {
     "a list nested 5,000 deep": (b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deep"),
     "a carriage return where a line should end": (b'{"a": 1}\r{"a": 2}', "two JSON values"),
     "bytes of Latin-1": ('{"messages": "café"}'.encode("latin-1"), "not UTF-8"),
+    "a trailing comma": (b'{"messages": [],}', "not valid JSON"),
+    "null for a row": (b"null", "not an object"),
+    "a number for a row": (b"3", "not an object"),
+    "Infinity": (b'{"messages": -Infinity}', "Infinity is not JSON"),
     "a number of 5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "a whole number beyond 64 bits, beside the turns": (
         json.dumps({**chat("user:beyond 64 bits", "assistant:a"), "n": 2**70}).encode(), ""),
@@ -84,6 +103,159 @@ CSV = {
     "bytes of Latin-1": ("café,a\n".encode("latin-1"), "not UTF-8"),
 }
 
+GOOD = b'{"prompt": "how do I reset it", "completion": "hold the button"}\n'
+GZ = gzip.compress(GOOD * 50)
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+# what it is -> (its name, its bytes, words of the message or the hint)
+FILES = {
+    "empty": ("a.jsonl", b"", "empty"),
+    "white space only": ("a.jsonl", b" \n\n \t\n", "white space"),
+    "utf-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "iconv"),
+    "utf-16 without mark": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-le"), "UTF-16"),
+    "utf-16, high byte first": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-be"), "iconv -f UTF-16BE"),
+    "utf-32": ("a.csv", "text,label\na,b\n".encode("utf-32"), "UTF-32"),
+    "html page": ("a.jsonl", b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+    "html in capitals": ("a.csv", b"\n <HTML><head>", "HTML"),
+    "zip": ("a.csv", b"PK\x03\x04" + b"x" * 50, "zip"),
+    "pdf": ("a.txt", b"%PDF-1.7 ...", "PDF"),
+    "pickle": ("a.jsonl", b"\x80\x04\x95abc", "pickle"),
+    "binary": ("a.txt", bytes(range(256)) * 20, "binary"),
+    "old mac": ("a.csv", b"text,label\r" + b"abc,def\r" * 50, "Macintosh"),
+    "gz cut off": ("a.jsonl.gz", GZ[:-20], "cut off"),
+    "gz with trailing garbage": ("a.jsonl.gz", GZ + b"garbage", "broken"),
+    "gz damaged": ("a.jsonl.gz", GZ[:20] + b"\xff\xff" + GZ[22:], "broken"),
+    "zst cut off": ("a.jsonl.zst", zstd(os.urandom(5000).hex().encode())[:-900], "cut off"),
+    "xz cut off": ("a.jsonl.xz", lzma.compress(os.urandom(5000).hex().encode())[:-900], "cut off"),
+    "gz bomb": ("a.jsonl.gz", gzip.compress(b"a" * (40 << 20)), "bomb"),
+    "parquet cut off": ("a.parquet", b"PAR1" + b"x" * 100, "broken parquet"),
+    "parquet whose footer claims 1 GB": (
+        "a.parquet",
+        b"PAR1" + b"x" * 100 + (1 << 30).to_bytes(4, "little") + b"PAR1",
+        "broken parquet",
+    ),
+    "arrow whose header claims 1 GB": (
+        "a.arrow",
+        b"\xff\xff\xff\xff" + (1 << 30).to_bytes(4, "little") + b"x" * 100,
+        "broken arrow",
+    ),
+    "zip named .gz": ("a.jsonl.gz", b"PK\x03\x04" + b"x" * 50, "zip"),
+    "text sequence with record marks": ("a.json", b'\x1e{"a": 1}\n', "not JSON"),
+    "json array cut off": ("a.json", b'[{"a": 1}, {"a": 2}', "breaks off"),
+    "json array with trailing comma": ("a.json", b'[{"a": 1},]', "breaks off"),
+    "json array, bad element": ("a.json", b'[{"a": 1},\n{"a": oops}]', "a.json:2"),
+    "json array, deep element": ("a.json", b"[" * 100_000, "nested too deep"),
+    "json array, then more": ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "more text"),
+    "json object of two lists": ("a.json", b'{\n"train": [{"a": 1}], "test": []}', "'train', 'test'"),
+    "json object that is a row": ("a.json", b'{\n"messages": [{"a": 1}]}', "put [ and ] around"),
+    "json object without a list": ("a.json", b'{\n"a": 1}', "without a list"),
+    "json objects, not one a line": ("a.json", b'{\n"data": [{"a": 1}]} {"a": 1}', ".jsonl"),
+    "json object cut off": ("a.json", b'{"data": [\n{"a": 1},', "'data'"),
+    "json is csv": ("a.json", b"text,label\na,b\n", ".csv"),
+    "csv with duplicate headers": ("a.csv", b"text,label,text\na,b,c\n", "'text'"),
+    "csv with unnamed column": ("a.csv", b"text,,label\na,b,c\n", "column 2"),
+    "csv without header": ("a.csv", b"17,some text\n18,other text\n", "header"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Set:
+    """Files (the first is trained on, test.* is data.test), settings, what becomes of the rows: reason -> rows set
+    aside, or refused: words of the message; warning: words of a warning beside."""
+
+    files: dict[str, bytes]
+    settings: dict[str, Any] = field(default_factory=dict)
+    aside: dict[str, int] = field(default_factory=dict)
+    refused: str = ""
+    warning: str = ""
+    sequence_len: int = 512
+
+
+def pairs(num: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"good question {i} about w{i * 7}", "completion": f"a{i}", **more} for i in range(num)]
+
+
+def lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+def _accents(form: str) -> dict[str, str]:
+    return {"prompt": unicodedata.normalize(form, "où est l’élève"), "completion": unicodedata.normalize(form, "là")}
+
+
+_NO_UTF8 = b"\x89PNG\xff"
+_PROMPTS, _ANSWERS = [row["prompt"] for row in pairs(20)], [row["completion"] for row in pairs(20)]
+SETS = {
+    "the same text composed (NFC) and decomposed (NFD)": Set(
+        {"a.jsonl": lines([*pairs(20), _accents("NFC"), _accents("NFD")])}, aside={"exact duplicate": 1}),
+    "the same row twice, and once with a word more": Set(
+        {"a.jsonl": lines([*pairs(20), pairs(1)[0], {"prompt": " ".join(f"word{i}" for i in range(40)),
+                                                     "completion": "a"},
+                           {"prompt": " ".join(f"word{i}" for i in range(41)), "completion": "a"}])},
+        {"near_duplicate_threshold": 0.8}, aside={"exact duplicate": 1, "near duplicate": 1}),
+    "training rows that stand in the test file": Set(
+        {"a.jsonl": lines(pairs(30)), "test.jsonl": lines(pairs(5))}, aside={"leaks into the test set": 5}),
+    "one id on rows of different content": Set({"a.jsonl": lines(pairs(20, id="same"))}),
+    "one answer to everything": Set(
+        {"a.jsonl": lines([{**row, "completion": "yes"} for row in pairs(20)])}, warning="the same answer"),
+    "one row": Set({"a.jsonl": lines(pairs(1))}, warning="no dev split"),
+    "answers that are numbers from some row on": Set(
+        {"a.jsonl": lines([*pairs(10), *({**row, "completion": i} for i, row in enumerate(pairs(20)[10:]))])},
+        warning="'completion' changes its type: text in 10 rows (first at a.jsonl:1), numbers in 10 rows "
+                "(first at a.jsonl:11)"),
+    "a column of six types": Set(
+        {"a.jsonl": lines([*pairs(20), *({"prompt": f"what of {value}", "completion": value}
+                                         for value in (3, True, 1.5, None, {"a": 1}, ["a"]))])},
+        aside={"column … is missing or null": 1, "turn … is not an object with … and …": 2},
+        warning="'completion' changes its type"),
+    "a column that nothing reads, of two types": Set(
+        {"a.jsonl": lines([{**row, "meta": [1] if i % 2 else "x"} for i, row in enumerate(pairs(20))])}),
+    "turns in one half, pairs in the other": Set(
+        {"a.jsonl": lines([*(chat(f"user:ask {i} w{i}", f"assistant:a{i}") for i in range(12)), *pairs(10)])},
+        aside={"no turns": 10}),
+    "every row longer than sequence_len, refused": Set(
+        {"a.jsonl": lines(pairs(20))}, refused="20 of 20 rows are longer than train.sequence_len = 4", sequence_len=4),
+    "every row longer than sequence_len, to be set aside": Set(
+        {"a.jsonl": lines(pairs(20))}, {"over_length": "quarantine"}, sequence_len=4,
+        refused="every one of the 20 rows is longer than train.sequence_len = 4"),
+    "some rows longer than sequence_len, to be set aside": Set(
+        {"a.jsonl": lines([*pairs(20), {"prompt": "word " * 60, "completion": "a"}])}, {"over_length": "quarantine"},
+        aside={"over length": 1}, sequence_len=40),
+    "a Parquet file with pictures beside the text": Set(
+        {"a.parquet": parquet(prompt=_PROMPTS, completion=_ANSWERS,
+                              image=[{"bytes": _NO_UTF8, "path": "x.png"}] * 20)},
+        warning="a.parquet: column 'image' holds bytes that are no text in 20 rows: left out"),
+    "a Parquet file whose answers are partly bytes that are no text": Set(
+        {"a.parquet": parquet(prompt=_PROMPTS, completion=[_NO_UTF8] * 3 + [b"ok"] * 17)},
+        aside={"column … is missing or null (bytes that are no text": 3}, warning="in 3 rows: left out"),
+    "a Parquet file whose text is not UTF-8 in one row": Set(
+        {"a.parquet": parquet(prompt=_PROMPTS, completion=pa.array([b"caf\xe9"] + [b"ok"] * 19).view(pa.string()))},
+        aside={"column … is not UTF-8": 1}),
+    "a last line that breaks off, without a line end": Set(
+        {"a.jsonl": lines(pairs(20))[:-9]}, aside={"not valid JSON": 1}),
+    "empty lines and lines of spaces": Set({"a.jsonl": lines(pairs(20)).replace(b"\n", b"\n\n \n")}),
+    "labels written as words, True and False": Set(
+        {"a.jsonl": lines([{**row, "label": str(bool(i % 2))} for i, row in enumerate(pairs(20))]
+                          + [{"prompt": "perhaps", "completion": "a", "label": "maybe"}])},
+        {"preferred_only": True},
+        aside={"labelled undesirable, and data.preferred_only is set": 10,
+               "column … is neither true nor false": 1}),
+    "direction marks and zero-width characters": Set(
+        {"a.jsonl": lines([*pairs(20), {"prompt": "right \u202eto left \u200bx", "completion": "a"}])}),
+    "a CSV file without a header": Set(
+        {"a.csv": b"hello there,yes\nanother thing,no\n"}, refused="no known format fits its columns"),
+}  # fmt: skip
+
 
 def table() -> str:
     """The cases as a Markdown table."""
@@ -96,7 +268,16 @@ def table() -> str:
     ):
         for name, (_, words) in cases.items():
             out.append(f"| {where} | {name} | {f'quarantined: {words}' if words else 'kept'} |\n")
+    out += [f"| a set | {name} | {_becomes(one)} |\n" for name, one in SETS.items()]
+    out += [f"| a whole file | {name} | refused |\n" for name in FILES]
     return "".join(out)
+
+
+def _becomes(one: Set) -> str:
+    if one.refused:
+        return f"refused: {one.refused}"
+    aside = "; ".join(f"{count} quarantined: {words}" for words, count in one.aside.items())
+    return (aside or "kept") + (f"; warning: {one.warning}" if one.warning else "")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +18,9 @@ from luthier.data.detect import detect
 from luthier.data.quarantine import Quarantine, retrieve
 from luthier.data.read import read_records
 from luthier.errors import DataError
+from tests.data.bad_input import FILES, GOOD, GZ, zstd
 
-GOOD = b'{"prompt": "how do I reset it", "completion": "hold the button"}\n'
-GZ = gzip.compress(GOOD * 50)
 PAIR = {"prompt": "p", "completion": "c"}
-
-
-def zstd(data: bytes) -> bytes:
-    return pa.compress(data, codec="zstd", asbytes=True)
 
 
 def read(path: Path):
@@ -37,60 +33,9 @@ def write(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
-# name, bytes, words of the error message or hint
-ERRORS = {
-    "empty": ("a.jsonl", b"", "empty"),
-    "white space only": ("a.jsonl", b" \n\n \t\n", "white space"),
-    "utf-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "iconv"),
-    "utf-16 without mark": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-le"), "UTF-16"),
-    "utf-16, high byte first": ("a.csv", ("text,label\n" + "ab,cd\n" * 20).encode("utf-16-be"), "iconv -f UTF-16BE"),
-    "utf-32": ("a.csv", "text,label\na,b\n".encode("utf-32"), "UTF-32"),
-    "html page": ("a.jsonl", b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
-    "html in capitals": ("a.csv", b"\n <HTML><head>", "HTML"),
-    "zip": ("a.csv", b"PK\x03\x04" + b"x" * 50, "zip"),
-    "pdf": ("a.txt", b"%PDF-1.7 ...", "PDF"),
-    "pickle": ("a.jsonl", b"\x80\x04\x95abc", "pickle"),
-    "binary": ("a.txt", bytes(range(256)) * 20, "binary"),
-    "old mac": ("a.csv", b"text,label\r" + b"abc,def\r" * 50, "Macintosh"),
-    "gz cut off": ("a.jsonl.gz", GZ[:-20], "cut off"),
-    "gz with trailing garbage": ("a.jsonl.gz", GZ + b"garbage", "broken"),
-    "gz damaged": ("a.jsonl.gz", GZ[:20] + b"\xff\xff" + GZ[22:], "broken"),
-    "zst cut off": ("a.jsonl.zst", zstd(os.urandom(5000).hex().encode())[:-900], "cut off"),
-    "xz cut off": ("a.jsonl.xz", lzma.compress(os.urandom(5000).hex().encode())[:-900], "cut off"),
-    "gz bomb": ("a.jsonl.gz", gzip.compress(b"a" * (40 << 20)), "bomb"),
-    "parquet cut off": ("a.parquet", b"PAR1" + b"x" * 100, "broken parquet"),
-    "parquet whose footer claims 1 GB": (
-        "a.parquet",
-        b"PAR1" + b"x" * 100 + (1 << 30).to_bytes(4, "little") + b"PAR1",
-        "broken parquet",
-    ),
-    "arrow whose header claims 1 GB": (
-        "a.arrow",
-        b"\xff\xff\xff\xff" + (1 << 30).to_bytes(4, "little") + b"x" * 100,
-        "broken arrow",
-    ),
-    "zip named .gz": ("a.jsonl.gz", b"PK\x03\x04" + b"x" * 50, "zip"),
-    "text sequence with record marks": ("a.json", b'\x1e{"a": 1}\n', "not JSON"),
-    "json array cut off": ("a.json", b'[{"a": 1}, {"a": 2}', "breaks off"),
-    "json array with trailing comma": ("a.json", b'[{"a": 1},]', "breaks off"),
-    "json array, bad element": ("a.json", b'[{"a": 1},\n{"a": oops}]', "a.json:2"),
-    "json array, deep element": ("a.json", b"[" * 100_000, "nested too deep"),
-    "json array, then more": ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "more text"),
-    "json object of two lists": ("a.json", b'{\n"train": [{"a": 1}], "test": []}', "'train', 'test'"),
-    "json object that is a row": ("a.json", b'{\n"messages": [{"a": 1}]}', "put [ and ] around"),
-    "json object without a list": ("a.json", b'{\n"a": 1}', "without a list"),
-    "json objects, not one a line": ("a.json", b'{\n"data": [{"a": 1}]} {"a": 1}', ".jsonl"),
-    "json object cut off": ("a.json", b'{"data": [\n{"a": 1},', "'data'"),
-    "json is csv": ("a.json", b"text,label\na,b\n", ".csv"),
-    "csv with duplicate headers": ("a.csv", b"text,label,text\na,b,c\n", "'text'"),
-    "csv with unnamed column": ("a.csv", b"text,,label\na,b,c\n", "column 2"),
-    "csv without header": ("a.csv", b"17,some text\n18,other text\n", "header"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", ERRORS)
+@pytest.mark.parametrize("case", FILES)
 def test_whole_file_errors_say_what_to_do(tmp_path, case):
-    name, data, words = ERRORS[case]
+    name, data, words = FILES[case]
     with pytest.raises(DataError) as caught:
         read(write(tmp_path, name, data))
     assert name in str(caught.value) and caught.value.hint
@@ -99,7 +44,10 @@ def test_whole_file_errors_say_what_to_do(tmp_path, case):
 
 def test_paths_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, words in ((tmp_path, "directory"), (tmp_path / "pipe", "pipe"), (tmp_path / "no.csv", "no such file")):
+    kinds = [(tmp_path, "directory"), (tmp_path / "pipe", "pipe"), (tmp_path / "no.csv", "no such file")]
+    kinds += [(Path("/dev/null"), "device"), (tmp_path / "socket", "socket")]
+    socket.socket(socket.AF_UNIX).bind(str(tmp_path / "socket"))
+    for path, words in kinds:
         with pytest.raises(DataError, match=words) as caught:
             detect(path)
         assert caught.value.hint
@@ -253,7 +201,8 @@ def test_tables_and_their_broken_rows(tmp_path):
     write(tmp_path, "d.arrow.gz", gzip.compress((tmp_path / "b.arrow").read_bytes()))
     for name in ("a.parquet", "a.arrow", "b.arrow", "c.parquet.zst", "d.arrow.gz"):
         records = read(tmp_path / name)
-        assert [bool(r.problem) for r in records] == [True, False, False]
+        assert [r.no_text for r in records] == [("blob",), (), ()] and not any(r.problem for r in records)
+        assert records[0].value == {"prompt": "p", "blob": None, "x": 1.5}
         assert records[1].value == {"prompt": "q", "blob": "ok", "x": None} and records[1].line == 2
         quarantine = Quarantine()
         quarantine.add(records[1], "x")

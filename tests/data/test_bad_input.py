@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 
 from luthier.config.data import DataSpec
 from luthier.config.load import load_project
+from luthier.data.convert import convert
 from luthier.data.prepare import prepare
 from luthier.data.quarantine import read_quarantine, retrieve
 from luthier.errors import DataError
 from luthier.store.publish import verify_folder
-from tests.data.bad_input import CHAT, CSV, LINES, MARKS, PAGE, PAIRS, chat, table
+from tests.data.bad_input import CHAT, CSV, LINES, MARKS, PAGE, PAIRS, SETS, chat, table
 from tests.data.stub import WordCodec
 
 GOOD = [
@@ -25,10 +27,11 @@ GOOD = [
 ]
 
 
-def run(folder, **spec):
+def run(folder, sequence_len=4096, **spec):
     (folder / "out").mkdir()
     settings = {"near_duplicate_threshold": 1.0, "max_quarantine_share": 1.0, "allow_no_dev": True} | spec
-    summary = prepare(DataSpec(**settings), codec=WordCodec(), sequence_len=4096, out=folder / "out", base_dir=folder)
+    how = {"codec": WordCodec(), "sequence_len": sequence_len, "out": folder / "out", "base_dir": folder}
+    summary = prepare(DataSpec(**settings), **how)
     for file in summary.files:
         assert file.rows_read == file.rows_kept + file.rows_quarantined
     return summary, {entry.line: entry for entry in read_quarantine(folder / "out/quarantine.jsonl")}
@@ -67,6 +70,37 @@ def test_bad_rows_of_csv(tmp_path):
     cases = [("header", ""), *[("good", "")] * 30, *((name, words) for name, (_, words) in CSV.items())]
     lines = [b"prompt,completion\n", *good, *(line for line, _ in CSV.values())]
     assert check(tmp_path, "a.csv", lines, cases).rows_read == 30 + len(CSV)
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_bad_sets(tmp_path, case):
+    """Each whole set: refused with the next move, or prepared with every row accounted for by its reason."""
+    one = SETS[case]
+    for name, data in one.files.items():
+        (tmp_path / name).write_bytes(data)
+    names = {
+        "train": tuple(n for n in one.files if n[:4] != "test"),
+        "test": tuple(n for n in one.files if n[:4] == "test"),
+    }
+    if one.refused:
+        with pytest.raises(DataError, match=re.escape(one.refused)) as caught:
+            run(tmp_path, one.sequence_len, **names, **one.settings)
+        assert caught.value.hint
+        return
+    summary, _ = run(tmp_path, one.sequence_len, **names, **one.settings)
+    assert summary.quarantined == one.aside
+    assert summary.rows_read == summary.rows_kept + sum(one.aside.values()) == sum(f.rows_read for f in summary.files)
+    assert one.warning in "\n".join(summary.warnings)
+    if not one.warning:
+        assert not any("type" in words or "bytes" in words for words in summary.warnings)
+
+
+def test_pictures_beside_text_stay_behind_in_no_conversion(tmp_path):
+    """What a container cannot hold is set aside by its column's name, not dropped from the row."""
+    data = SETS["a Parquet file with pictures beside the text"].files["a.parquet"]
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(DataError, match="none of its 20 rows can be written: column 'image' holds bytes"):
+        convert(tmp_path / "a.parquet", tmp_path / "b.jsonl")
 
 
 def test_the_page_lists_the_cases():

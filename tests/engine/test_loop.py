@@ -40,6 +40,17 @@ def test_learns_and_says_so(tmp_path):
     assert same(weights_of(models[0]), weights_of(models[1])) and not same(weights_of(models[0]), weights_of(models[2]))
 
 
+@pytest.mark.parametrize("width", [1, 8])
+def test_a_training_set_smaller_than_one_step_is_trained_whole(tmp_path, width):
+    """Three rows where a step takes more: an epoch is one step over all of them, none is dropped as incomplete."""
+    few = rows(3)
+    spec = spec_of(num_epochs=3, gradient_accumulation_steps=width, micro_batch_tokens=400)
+    result = run(small_model(), spec, tmp_path, train_set=few, dev_set=None)
+    assert result.steps == result.total_steps == 3
+    assert result.tokens == 3 * sum(len(row.ids) for row in few)
+    assert result.trained_tokens == 3 * sum(sum(row.trained) for row in few)
+
+
 def test_early_stopping_counts_evaluations_without_gain(tmp_path):
     """Patience 2: stops after the second evaluation in a row that is not better, and returns the best."""
     scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
