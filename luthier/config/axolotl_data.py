@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.config.loss import SEQUENCES
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TYPES = {
     "alpaca": "alpaca", "alpaca_chat": "alpaca", "alpaca_instruct": "alpaca", "alpaca_w_system": "alpaca",
@@ -69,8 +71,10 @@ class Datasets:
     refused: list[str] = field(default_factory=list)
 
 
-def read_datasets(entries: list[Any], is_local: Callable[[str], bool]) -> Datasets:
-    """Our settings for a list of data sets. All files of a project are read in one way, so that two that need two ways
+def read_datasets(entries: list[Any], is_local: Callable[[str], bool], objective: str) -> Datasets:
+    """Our settings for a list of data sets. objective: our loss.kind, which tells what a type means.
+
+    All files of a project are read in one way, so that two that need two ways
     are refused; where the ways differ by format alone, each file's columns decide (auto)."""
     done, ways = Datasets(), []
     for number, entry in enumerate(entries, start=1):
@@ -78,7 +82,7 @@ def read_datasets(entries: list[Any], is_local: Callable[[str], bool]) -> Datase
             done.refused.append(f"data set {number} has no path")
             continue
         done.paths += _paths(entry, is_local)
-        ways.append(_way(entry, done, f"data set {number}"))
+        ways.append(_way(entry, done, f"data set {number}", objective))
     distinct = [way for index, way in enumerate(ways) if way not in ways[:index]]
     if len(distinct) == 1:
         done.settings = distinct[0]
@@ -103,7 +107,7 @@ def _paths(entry: dict[str, Any], is_local: Callable[[str], bool]) -> list[str]:
     return [f"{head}/{name}" for name in names] or [head]
 
 
-def _way(entry: dict[str, Any], done: Datasets, which: str) -> dict[str, Any]:
+def _way(entry: dict[str, Any], done: Datasets, which: str, objective: str) -> dict[str, Any]:
     """format, fields, roles, ... of one data set."""
     for key, value in entry.items():
         if value is not None and value is not False and key in _LOST:
@@ -117,13 +121,25 @@ def _way(entry: dict[str, Any], done: Datasets, which: str) -> dict[str, Any]:
     if isinstance(kind, dict):
         return _by_templates(kind, done, which)
     kind = str(kind).partition(":")[0] if kind else "alpaca" if kind is None and "ds_type" in entry else str(kind)
-    form = "preference" if _PREFERENCE.fullmatch(kind) else _TYPES.get(kind)
+    form = _form(kind, objective)
+    if form is None and not entry.get("type"):
+        done.refused.append(f"{which}: it names no type, so its rows are token ids, which are not read: give its text")
+        return {}
     if form is None:
         done.refused.append(f"{which}: its type {kind!r} is code of its own, or not known")
         return {}
-    if form not in ("messages", "sharegpt", "text", "segments", "preference", "ranked", "stepwise"):
+    if form not in ("messages", "sharegpt", "text", "segments", "preference", "kto", "ranked", "stepwise"):
         done.lost.append(f"{which}, type {kind}: {_TEXT}")
-    return _with_fields(form, entry)
+    return _with_fields(form, entry, done, which)
+
+
+def _form(kind: str, objective: str) -> str | None:
+    """Our format for a type: one name of theirs means other columns under another objective."""
+    becomes = SEQUENCES[objective]
+    if _PREFERENCE.fullmatch(kind):
+        return "kto" if becomes == "labelled" else "preference"
+    form = _TYPES.get(kind)
+    return "preference" if form == "messages" and becomes in ("pairs", "scored_pairs") else form
 
 
 def _check_trained(entry: dict[str, Any], done: Datasets, which: str) -> None:
@@ -140,7 +156,11 @@ def _check_trained(entry: dict[str, Any], done: Datasets, which: str) -> None:
         done.refused.append(f"{which}: message_field_training {name}: call it {' or '.join(map(repr, _TRAIN_KEYS))}")
 
 
-def _with_fields(form: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _with_fields(form: str, entry: dict[str, Any], done: Datasets, which: str) -> dict[str, Any]:
+    for key in ("roles", "message_property_mappings"):
+        if not isinstance(entry.get(key) or {}, dict):
+            done.refused.append(f"{which}: {key} is no mapping of names: {str(entry[key])[:40]}")
+            return {}
     names = {part: str(entry[key]) for part, keys in _TELLS.items() for key in keys if entry.get(key)}
     mapped = entry.get("message_property_mappings") or {}
     names |= {part: str(mapped[part]) for part in ("role", "content") if mapped.get(part)}
@@ -157,7 +177,10 @@ def _with_fields(form: str, entry: dict[str, Any]) -> dict[str, Any]:
     fields = {part: name for part, name in names.items() if part in usual and usual[part] != name}
     if form == "messages" and fields == {"turns": "conversations"}:
         fields = {}
-    roles = {given: ours for ours, names in (entry.get("roles") or {}).items() for given in names if given != ours}
+    given_roles = {
+        ours: [some] if isinstance(some, str) else some or [] for ours, some in (entry.get("roles") or {}).items()
+    }
+    roles = {str(given): str(ours) for ours, some in given_roles.items() for given in some if given != ours}
     known = {"human": "user", "gpt": "assistant", "model": "assistant", "ai": "assistant"}
     roles = {given: ours for given, ours in roles.items() if known.get(given) != ours}
     return {"format": form} | ({"fields": fields} if fields else {}) | ({"roles": roles} if roles else {})
@@ -166,7 +189,7 @@ def _with_fields(form: str, entry: dict[str, Any]) -> dict[str, Any]:
 def _by_templates(kind: dict[str, Any], done: Datasets, which: str) -> dict[str, Any]:
     """A type that is written out: its columns and its format as our templates."""
     columns = {part: kind.get(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
-    shape = kind.get("format") or "{instruction} {input}"
+    shape = str(kind.get("format") or "{instruction} {input}")
     if "field_chosen" in kind or "field_completion" in kind:
         done.refused.append(f"{which}: a preference type with formats of its own is not read")
     prompt = re.sub(r"\{(instruction|input|system)\}", lambda m: "{" + columns[m[1]] + "}", shape)

@@ -115,6 +115,7 @@ LOST = {
     "lora_modules_to_save": "nothing but the adapter is trained",
     "lora_target_parameters": "adapters sit on linear layers",
     "lora_model_dir": "the adapter begins anew; a finished one is resumed by its own output_dir",
+    "rpo_alpha": "the loss is the preference term alone",
     "unfrozen_parameters": "the base stays frozen beside the adapter",
     "freeze_mm_modules": "only text is trained",
     "model_config": "config.json of the base is read as it is",
@@ -177,12 +178,6 @@ LOST = {
     "streaming_multipack_buffer_size": "the data is prepared first",
     "pretrain_multipack_attn": "rows are always packed, each seeing itself alone",
     "split_thinking": "rows with a reasoning trace beside the answer are set aside by name",
-    "rl_beta": "the loss keeps its default",
-    "dpo_beta": "the loss keeps its default",
-    "orpo_alpha": "the loss keeps its default",
-    "kto_desirable_weight": "the loss keeps its default",
-    "kto_undesirable_weight": "the loss keeps its default",
-    "center_rewards_coefficient": "the loss keeps its default",
     "vllm": "nothing is sampled while training",
     "trl": "nothing is sampled while training",
     "gemma4_hybrid_attn_impl": "the attention that the base's config.json says",
@@ -205,8 +200,6 @@ LOST_PREFIXES = {
 }
 
 REFUSED = {
-    "rl": "this version has no such objective",
-    "reward_model": "a reward model is not trained by this version",
     "process_reward_model": "a reward model of steps is not trained by this version",
     "num_labels": "a head of its own is not trained by this version",
     "diffusion": "diffusion models are not trained",

@@ -25,6 +25,7 @@ from luthier.data.items import prompt_text
 from luthier.data.load import Loader
 from luthier.data.prepare import GENERAL
 from luthier.data.quarantine import Quarantine
+from luthier.data.run_state import worst
 from luthier.data.sources import find_sources
 from luthier.errors import DataError
 from luthier.text.language import identify
@@ -36,7 +37,7 @@ MIN_TRAFFIC = 30
 NUM_TOPICS = 12
 MAX_ROWS = 3_000
 ALIKE_COSINE = 0.35
-_NUM_LENGTH_BINS = 8
+_LENGTH_QUANTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,14 @@ def read_traffic(path: Path, spec: DataSpec) -> tuple[list[Row], int]:
         rows = [item.row for items in loaded for item in items]
         if rows:
             return rows, len(quarantine.entries)
-    raise error or DataError(f"{path}: no row could be read", hint="give prompts as JSONL, CSV or text")
+        error = DataError(f"{path}: no row could be read: {worst(quarantine)}", hint=_READABLE)
+    raise DataError(str(error), hint=_READABLE)
+
+
+_READABLE = (
+    "give requests as text, a line each, or as rows whose column is called prompt, question, text or messages, or as "
+    "the columns of data.prompt"
+)
 
 
 def compare(train: Sequence[Row], evaluation: Sequence[Row], traffic: Sequence[Row]) -> Comparison:
@@ -106,7 +114,7 @@ def compare(train: Sequence[Row], evaluation: Sequence[Row], traffic: Sequence[R
     sets = {name: rows for name, rows in sets.items() if rows}
     prompts = {name: [prompt_text(row) for row in rows] for name, rows in sets.items()}
     lengths = {name: [len(text.split()) for text in texts] for name, texts in prompts.items()}
-    edges = np.unique(np.quantile(lengths["traffic"], np.linspace(0, 1, _NUM_LENGTH_BINS + 1)[1:-1], method="nearest"))
+    edges = _length_edges(lengths)
     topics, unlike = _topics(prompts)
     values: dict[str, dict[str, list]] = {
         "prompt length (words)": {name: [_bin(n, edges) for n in some] for name, some in lengths.items()},
@@ -120,7 +128,7 @@ def compare(train: Sequence[Row], evaluation: Sequence[Row], traffic: Sequence[R
     features = [_feature(name, of_set) for name, of_set in values.items()]
     spread = {n: (int(np.median(some)), int(np.quantile(some, 0.9))) for n, some in lengths.items()}
     rows = {name: len(some) for name, some in sets.items()}
-    few = f"{rows['traffic']} rows of traffic are few: only large shifts can be seen"
+    few = f"the sample is small ({rows['traffic']}; {MIN_TRAFFIC} at least): only large shifts can be seen"
     return Comparison(rows, features, spread, unlike, [few] if rows["traffic"] < MIN_TRAFFIC else [])
 
 
@@ -172,9 +180,17 @@ def _thin(rows: Sequence[Row]) -> list[Row]:
     return list(rows[:: max(math.ceil(len(rows) / MAX_ROWS), 1)])
 
 
+def _length_edges(lengths: dict[str, list[int]]) -> np.ndarray:
+    """The quartiles of every set: those of the traffic alone would not see that rows are shorter than all of it."""
+    quartiles = [np.quantile(some, _LENGTH_QUANTILES, method="nearest") for some in lengths.values()]
+    return np.unique(np.concatenate(quartiles))
+
+
 def _bin(length: int, edges: np.ndarray) -> str:
+    """The bin in words; its first number puts it in order."""
     at = int(np.searchsorted(edges, length, side="left"))
-    return f"{at}: up to {int(edges[at])}" if at < len(edges) else f"{at}: over {int(edges[-1])}"
+    least = int(edges[at - 1]) + 1 if at else 0
+    return f"{least} or more words" if at == len(edges) else f"{least} to {int(edges[at])} words"
 
 
 def _num_turns(row: Row) -> int:

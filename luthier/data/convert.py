@@ -52,6 +52,8 @@ def convert(source: Path, target: Path, *, to: str = "", source_format: str = "a
     container, compression = container_of(target)
     if to and to not in writable_formats():
         raise DataError(f"--to {to}: no format that can be written", hint=f"choose of {', '.join(writable_formats())}")
+    if source_format not in ("auto", *FORMATS):
+        raise DataError(f"--from {source_format}: no such format", hint=f"choose of {', '.join(FORMATS)}")
     detected = detect(source)
     mapping = _mapping(source, source_format, must=bool(to))
     packed = f" ({compression})" if compression else ""
@@ -73,7 +75,8 @@ def convert(source: Path, target: Path, *, to: str = "", source_format: str = "a
                     done.quarantine.add(record, str(error))
         if not done.rows_written:
             why = done.quarantine.entries[0].detail if done.quarantine.entries else "it holds no rows"
-            raise DataError(f"{source}: none of its {done.rows_read:,} rows can be written: {why}", hint=_HINT)
+            hint = _OTHER_FORMAT if to else _OTHER_CONTAINER
+            raise DataError(f"{source}: none of its {done.rows_read:,} rows can be written: {why}", hint=hint)
     done.changes = {name: count for name, count in layout.changes.items() if count}
     aside = target.with_name(target.name + ".quarantine.jsonl")
     aside.unlink(missing_ok=True)
@@ -82,7 +85,11 @@ def convert(source: Path, target: Path, *, to: str = "", source_format: str = "a
     return done
 
 
-_HINT = "choose another --to, or a target that ends in .jsonl, which holds every row"
+_OTHER_FORMAT = "choose another --to, or leave it out: the columns are then kept as they are"
+_OTHER_SOURCE = (
+    "say what its rows are with --from, rename its columns, or leave --to and --from out: the columns are kept"
+)
+_OTHER_CONTAINER = "choose a target that ends in .jsonl, which holds every row of text"
 _JSON_COLUMNS = {
     "messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "history", "completions",
     "labels", "segments", "answers",
@@ -98,9 +105,9 @@ def _mapping(source: Path, source_format: str, *, must: bool) -> Mapping | None:
         raise DataError(f"{source}: no row of it can be read", hint="`luthier init` on it says why")
     try:
         return vote(rows, source.name, forced=source_format)
-    except DataError:
+    except DataError as error:
         if must or source_format != "auto":
-            raise
+            raise DataError(str(error), hint=_OTHER_SOURCE) from error
         return None
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from luthier.data.prepare import read_summary
 from luthier.data.split import SPLITS
-from luthier.data.stored import read_rows
+from luthier.data.stored import check_prepared, read_rows
 from luthier.errors import ArtifactError
+from luthier.store.publish import MANIFEST, verify_folder
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,13 @@ class Diff:
 
 
 def diff(a: Path, b: Path) -> Diff:
-    """Compares two prepared folders. Raises ArtifactError when one is none."""
+    """Compares two prepared folders. Raises DataError when one is none, ArtifactError when its files are not as
+    written: what is missing there would pass for rows that are gone."""
+    for folder in (a, b):
+        check_prepared(folder)
+        damage = verify_folder(folder) if (folder / MANIFEST).exists() else []
+        if damage:
+            raise ArtifactError(damage[0], hint="run `luthier prepare` again")
     places = [_places(folder) for folder in (a, b)]
     before, after = places
     rows = {}
@@ -38,21 +45,12 @@ def diff(a: Path, b: Path) -> Diff:
     both = [(before[row][0], after[row][0], after[row][1]) for row in sorted(before.keys() & after.keys())]
     moved = Counter((old, new) for old, new, _ in both if old != new)
     into_train = [f"{place} (was {old})" for old, new, place in both if new == "train" and old != "train"]
-    return Diff(rows, dict(sorted(moved.items())), _figures(_summary(a), _summary(b)), into_train)
+    return Diff(rows, dict(sorted(moved.items())), _figures(read_summary(a), read_summary(b)), into_train)
 
 
 def _places(folder: Path) -> dict[str, tuple[str, str]]:
     """row id -> (split, place)."""
     return {row.id: (split, f"{row.source}:{row.line}") for split in SPLITS for row in read_rows(folder, split)}
-
-
-def _summary(folder: Path) -> dict:
-    try:
-        return read_summary(folder)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder}: no prepared data ({error})", hint="give two folders of `luthier prepare`"
-        ) from error
 
 
 def _figures(a: dict, b: dict) -> list[tuple[str, object, object]]:

@@ -10,6 +10,7 @@ Rows go from training, never from a test.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -35,6 +36,7 @@ from luthier.types import Row
 MIN_ITEM_WORDS = 4
 QUOTES = "quotes an evaluation item"
 FROZEN = "frozen for evaluation"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,18 @@ def read_frozen(register: Path) -> dict[str, list[Row]]:
     return found
 
 
+def check_name(name: str) -> None:
+    """Raises DataError for a name that is no plain file name: the set is written under it."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot be the name of a frozen set",
+            hint="letters, digits, dots, dashes and underscores, at most 64, beginning with a letter or a digit",
+        )
+
+
 def freeze(register: Path, name: str, rows: Sequence[Row], origin: str) -> Path:
     """Registers `rows` under `name` and writes them beside the register. Raises DataError for a name that stands."""
+    check_name(name)
     register_of = json.loads(register.read_text(encoding="utf-8")) if read_frozen(register) else {"sets": {}}
     if name in register_of["sets"]:
         raise DataError(

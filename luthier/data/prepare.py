@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from luthier.data.split_rows import NO_DEV, keep_frozen_out, limit_rows, split_r
 from luthier.data.stored import row_lines, write_encoded
 from luthier.data.summary import PreparedSummary
 from luthier.data.workers import in_order, num_workers
-from luthier.errors import ConfigError, DataError
+from luthier.errors import ArtifactError, ConfigError, DataError
 from luthier.types import Progress, Row
 
 MaskView = Callable[[Row], list[tuple[str, bool]]]
@@ -301,5 +302,13 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def read_summary(folder: Path) -> dict:
-    """summary.json of a prepared folder."""
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """summary.json of a prepared folder. Raises ArtifactError when it is missing or torn."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        missing = [field.name for field in fields(PreparedSummary) if field.name not in summary]
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error})", hint="run `luthier prepare` again") from error
+    if not isinstance(summary, dict) or missing or not isinstance(summary["proof"], dict):
+        raise ArtifactError(f"{path}: no summary of a preparation", hint="run `luthier prepare` again")
+    return summary

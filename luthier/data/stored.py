@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from luthier.data.spool import HELD_BYTES
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, DataError
 from luthier.types import EncodedRow, Row
 
 WRITTEN_AT_ONCE = 4096
@@ -93,7 +93,12 @@ def row_lines(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def row_from(value: dict[str, Any]) -> Row:
-    """The row of one parsed line."""
+    """The row of one parsed line. Raises TypeError, KeyError or ValueError for what is none."""
+    if not isinstance(value, dict) or not isinstance(value.get("text", ""), str):
+        raise TypeError("expected an object of a row's fields")
+    for turn in (*value.get("messages", ()), *value.get("rejected", ())):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(part), str) for part in ("role", "content")):
+            raise TypeError("a turn without role and content")
     turns = {key: tuple(value.get(key, ())) for key in ("messages", "rejected")}
     pieces = {key: tuple((text, flag) for text, flag in value.get(key, ())) for key in ("segments", "steps")}
     return Row(**{**value, **turns, **pieces})
@@ -113,6 +118,18 @@ def read_rows(folder: Path, split: str) -> list[Row]:
                 f"{path}:{number}: not a prepared row ({error})", hint="run `luthier prepare`"
             ) from error
     return rows
+
+
+def check_prepared(folder: Path) -> None:
+    """Raises DataError, with those that are near, where `folder` is none that `luthier prepare` has made."""
+    if (folder / "train.jsonl").is_file():
+        return
+    found = "is a file" if folder.is_file() else "holds no prepared rows" if folder.is_dir() else "no such folder"
+    home = folder if folder.is_dir() else folder.parent
+    near = [str(home)] if (home / "train.jsonl").is_file() else []
+    near += sorted(str(path) for path in (*home.glob("prepare-*"), *home.glob("*/prepare-*")))[:4]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`luthier prepare` prints the folder that it makes"
+    raise DataError(f"{folder}: {found}; expected a folder of `luthier prepare`", hint=hint)
 
 
 def write_encoded(folder: Path, split: str, rows: Iterable[EncodedRow]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from luthier.data.items import prompt_key, prompt_text
 from luthier.data.prepare import read_summary
 from luthier.data.split import SPLITS
-from luthier.data.stored import read_rows
+from luthier.data.stored import check_prepared, read_rows
 from luthier.errors import ArtifactError
 from luthier.store.publish import MANIFEST, verify_folder
 from luthier.text.shingles import Shingled
@@ -53,24 +53,27 @@ class Verified:
 def verify_split(folder: Path, threshold: float | None = None) -> Verified:
     """Recomputes the proof of a prepared folder. threshold: by default the one that the preparation states.
 
-    Raises ArtifactError for a folder that holds no prepared rows.
+    Raises DataError for a folder that is no prepared one, ArtifactError for a torn one.
     """
+    check_prepared(folder)
     rows = {split: read_rows(folder, split) for split in SPLITS}
-    if not rows["train"]:
-        raise ArtifactError(f"{folder}: holds no prepared training rows", hint="give the folder of `luthier prepare`")
     if threshold is None:
-        try:
-            threshold = float(read_summary(folder)["proof"]["leak_threshold"])
-        except (OSError, KeyError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder}: its summary.json states no threshold ({error})", hint="give --threshold"
-            ) from error
+        threshold = _stated_threshold(folder)
     labels = [split for split in SPLITS for _ in rows[split]]
     everything = [row for split in SPLITS for row in rows[split]]
     crossings, num_boilerplate = crossings_of(everything, labels, threshold)
     counts = {split: len(found) for split, found in rows.items()}
     damage = verify_folder(folder) if (folder / MANIFEST).exists() else []
     return Verified(counts, threshold, num_boilerplate, crossings, damage)
+
+
+def _stated_threshold(folder: Path) -> float:
+    try:
+        return float(read_summary(folder)["proof"]["leak_threshold"])
+    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}: its summary.json states no threshold ({error})", hint="give --threshold"
+        ) from error
 
 
 def crossings_of(rows: Sequence[Row], labels: Sequence[str], threshold: float) -> tuple[list[Crossing], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from luthier.data.convert import convert as convert_rows
@@ -11,7 +12,7 @@ from luthier.jobs import console
 
 def convert(source: Path, target: Path, *, to: str, source_format: str, force: bool) -> None:
     """The verb: converts and says what happened to the rows. Raises ConfigError when `target` stands already."""
-    if target.resolve() == source.resolve():
+    if os.path.realpath(target) == os.path.realpath(source):
         raise ConfigError(f"{target}: is the source itself, which would be lost", hint="give the result another name")
     if target.exists() and not force:
         raise ConfigError(f"{target}: exists already", hint="--force replaces it")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from luthier.config.load import Project
 from luthier.data.compare import FAR, SHIFTED, Comparison, Feature, read_traffic
 from luthier.data.compare import compare as compare_rows
 from luthier.data.diff import diff as diff_folders
+from luthier.data.eval_guard import check_name
 from luthier.data.eval_guard import freeze as freeze_rows
 from luthier.data.stored import read_rows
 from luthier.jobs import console
@@ -54,7 +56,8 @@ def _shifts(found: Comparison) -> list[str]:
             continue
         other = max(feature.psi, key=lambda name: feature.psi[name])
         here, there = feature.shares["traffic"], feature.shares[other]
-        value = max({*here, *there}, key=lambda v: abs(here.get(v, 0) - there.get(v, 0)))
+        gap = {value: abs(here.get(value, 0) - there.get(value, 0)) for value in sorted({*here, *there})}
+        value = max(gap, key=lambda name: (gap[name], here.get(name, 0)))
         shares = f"{here.get(value, 0):.0%} of the traffic, {there.get(value, 0):.0%} of {other}"
         said.append(f"{feature.name} is {feature.verdict}: {value!r} is {shares}")
     return said
@@ -63,7 +66,7 @@ def _shifts(found: Comparison) -> list[str]:
 def _page(found: Comparison, traffic: Path) -> str:
     sections = []
     for feature in found.features:
-        values = sorted({value for shares in feature.shares.values() for value in shares})
+        values = sorted({value for shares in feature.shares.values() for value in shares}, key=_in_order)
         names = list(feature.shares)
         cells = [(value, *(f"{feature.shares[name].get(value, 0):.1%}" for name in names)) for value in values]
         figures = ", ".join(f"{name} {value:.2f}" for name, value in feature.psi.items())
@@ -75,6 +78,11 @@ def _page(found: Comparison, traffic: Path) -> str:
         ", ".join(f"{name} {share:.0%}" for name, share in found.unlike_training.items()),
     )
     return page("Rows against traffic", sections, subtitle=f"traffic: {traffic.name}", lead=lead)
+
+
+def _in_order(value: str) -> tuple[int, str]:
+    number = re.match(r"\d+", value)
+    return (int(number[0]) if number else -1, value)
 
 
 def diff(a: Path, b: Path) -> int:
@@ -100,6 +108,7 @@ def _shown(value: object) -> str:
 
 def freeze(project: Project, split: str, name: str) -> None:
     """Registers the rows of a split as a frozen evaluation set beside the project file."""
+    check_name(name)
     stage = prepare_stage(project, open_base(project))
     register = project.folder / project.spec.data.frozen
     rows = read_rows(stage.folder, split)

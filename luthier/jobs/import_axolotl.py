@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.config.axolotl import Imported, Note, import_axolotl
+from luthier.config.axolotl import import_axolotl
+from luthier.config.axolotl_reader import Imported, Note
 from luthier.config.checks import find_problems
 from luthier.config.load import escape_env
 from luthier.config.project import ProjectSpec
@@ -24,25 +25,33 @@ KINDS = ("no counterpart", "unknown", "not needed")
 def import_file(source: Path, output: Path, *, force: bool) -> None:
     """Writes the project file and names every key that has no counterpart. Raises ConfigError, writing nothing, when
     the file asks for something else to be trained than this version trains."""
-    if output.exists() and not force:
-        raise ConfigError(f"{output}: exists already", hint="--force replaces it, -o writes elsewhere")
     raw, lines = read_yaml(source)
     if not isinstance(raw, dict) or "base_model" not in raw:
         raise ConfigError(f"{source}: no Axolotl configuration (it has no base_model)", hint="give the YAML of a run")
+    if not isinstance(raw["base_model"], str) or not raw["base_model"].strip():
+        words = f"base_model: expected a folder or a name, got {raw['base_model']!r}"
+        raise ConfigError(f"{source}:{lines['base_model']}: {words}", hint="write the base's folder there")
+    if output.exists() and not force:
+        raise ConfigError(f"{output}: exists already", hint="--force replaces it, -o writes elsewhere")
     done = import_axolotl(raw, lines, is_local=lambda path: bool(path) and _found(path, source) is not None)
     refused = done.of_kind("refused")
     if refused:
-        words = "\n".join(f"{source}:{note.line}: {note.key}: {note.text}" for note in refused)
+        words = "\n".join(f"{_place(str(source), note)}: {note.key}: {note.text}" for note in refused)
         raise ConfigError(words, hint="nothing was written: the project would train something else")
     _point_from(output, source, done.values)
     _check(done, source)
     write_atomic(output, project_text(source, done))
     for kind in KINDS[:2]:
         for note in done.of_kind(kind):
-            console.warn(f"{source.name}:{note.line}: {note.key}: {kind}: {note.text}")
+            console.warn(f"{_place(source.name, note)}: {note.key}: {kind}: {note.text}")
     counts = ", ".join(f"{len(done.of_kind(kind))} {kind}" for kind in ("kept", *KINDS))
     console.line(f"{len(raw)} keys of {source}: {counts}")
     console.line(f"wrote {output}; next: luthier prepare -c {output}")
+
+
+def _place(name: str, note: Note) -> str:
+    """file:line of a key; of one that is not there, the file."""
+    return f"{name}:{note.line}" if note.line else name
 
 
 def _found(path: str, source: Path) -> Path | None:
@@ -105,7 +114,7 @@ def project_text(source: Path, done: Imported) -> str:
         notes: list[Note] = done.of_kind(kind)
         if notes:
             out += [f"# {kind.capitalize()} ({source.name}:line key: why, or what happens instead)"]
-            out += [f"#   {source.name}:{note.line} {note.key}: {note.text}" for note in notes] + ["#"]
+            out += [f"#   {_place(source.name, note)} {note.key}: {note.text}" for note in notes] + ["#"]
     return "\n".join(out).rstrip("#\n") + "\n"
 
 

@@ -22,6 +22,7 @@ def verify(folder: Path, threshold: float | None) -> int:
         console.warn(f"{crossing.kind}, similarity {crossing.similarity:.2f}: {crossing.a} and {crossing.b}")
     if len(found.crossings) > NUM_SHOWN:
         console.line(f"... and {len(found.crossings) - NUM_SHOWN:,} more")
-    words = "holds: nothing crosses" if found.holds else f"does NOT hold: {len(found.crossings):,} pairs cross"
-    console.line(words if found.holds or not found.damage else f"{words}; {len(found.damage)} files are not as written")
+    wrong = [f"pairs that cross: {len(found.crossings):,}"] if found.crossings else []
+    wrong += [f"files that are not as written: {len(found.damage)}"] if found.damage else []
+    console.line("holds: nothing crosses" if found.holds else f"does NOT hold; {', '.join(wrong)}")
     return 0 if found.holds else 1

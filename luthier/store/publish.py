@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from luthier import __version__
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 _RETIRED = ".tmp-old-"
@@ -62,6 +62,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well; an exception leaves `path` as it was."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected the name of a file", hint="add a file name to it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:

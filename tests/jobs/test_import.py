@@ -138,6 +138,10 @@ DATASETS = {
         {"format": "messages", "fields": {"turns": "c", "tools": "f"}, "roles": {"asker": "user"}},
         ["a.jsonl"],
     ),
+    "{path: a.jsonl, type: chat_template, roles: {user: asker}}": (
+        {"format": "messages", "roles": {"asker": "user"}},
+        ["a.jsonl"],
+    ),
     "{path: a.jsonl, type: {field_instruction: q, field_output: a, format: 'Q: {instruction}', system_prompt: s}}": (
         {"format": "columns", "prompt": "Q: {q}", "completion": "{a}", "system": "s"},
         ["a.jsonl"],
@@ -163,7 +167,8 @@ def test_two_data_sets_of_two_formats_are_told_apart_by_their_columns():
 
 REFUSED = {
     "rl: grpo": "rl",
-    "reward_model: true": "reward_model",
+    "rl: ebft": "rl",
+    "process_reward_model: true": "process_reward_model",
     "train_on_inputs: true": "train_on_inputs",
     "datasets: [{path: a.jsonl, type: my_code.transform}]": "datasets",
     "datasets: [{path: a.jsonl, type: chat_template, roles_to_train: [user]}]": "datasets",
@@ -183,9 +188,108 @@ def test_what_would_train_something_else_is_refused_and_nothing_is_written(folde
 
 def test_what_is_no_axolotl_file_and_a_file_that_stands(folder, luthier):
     (folder / "luthier.yaml").write_text("mine")
-    for source, words in ((folder / "axolotl.yaml", "exists already"), (folder / "luthier.yaml", "exists already")):
-        refused = luthier("import", source, "-o", folder / "luthier.yaml")
-        assert isinstance(refused.exception, ConfigError) and words in str(refused.exception)
+    (folder / "number.yaml").write_text("base_model: 3\n")
+    for source, words in (
+        ("axolotl.yaml", "exists already"),
+        ("luthier.yaml", "no base_model"),
+        ("none.yaml", "no such file"),
+        (".", "not a file"),
+        ("chats.jsonl", "not valid YAML"),
+        ("number.yaml", "number.yaml:1: base_model: expected a folder or a name, got 3"),
+    ):
+        refused = luthier("import", folder / source, "-o", folder / "luthier.yaml")
+        assert isinstance(refused.exception, ConfigError) and words in str(refused.exception), source
     refused = luthier("import", folder / "luthier.yaml", "-o", folder / "other.yaml")
     assert "no base_model" in str(refused.exception)
     assert (folder / "luthier.yaml").read_text() == "mine"
+
+
+PLAIN = """base_model: x
+adapter: lora
+datasets: [{path: a.jsonl, type: alpaca}]
+"""
+BAD_VALUES = {
+    "num_epochs: lots": "expected a number, got 'lots'",
+    "num_epochs: 0": "expected more than 0",
+    "num_epochs: .nan": "expected a number",
+    "sequence_len: abc": "expected a number, got 'abc'",
+    "sequence_len: -5": "train.sequence_len does not take -5",
+    "sequence_len: 100.5": "expected a whole number",
+    "micro_batch_size: two": "expected a number, got 'two'",
+    "micro_batch_size: 0": "expected 1 or more",
+    "gradient_accumulation_steps: 0": "does not take 0",
+    "batch_size: x": "expected a number",
+    "max_steps: x": "expected a number",
+    "warmup_steps: -3": "expected 0 or more",
+    "warmup_ratio: 5": "train.warmup_ratio does not take 5",
+    "cosine_min_lr_ratio: high": "expected a number",
+    "val_set_size: -0.1": "expected a share",
+    "learning_rate: fast": "expected a number",
+    "learning_rate: 0": "train.learning_rate does not take 0",
+    "weight_decay: -1": "train.weight_decay does not take -1",
+    "lora_r: 0": "adapter.lora_r does not take 0",
+    "lora_dropout: 2": "adapter.lora_dropout does not take 2",
+    "seed: [1]": "expected a number",
+    "rl: grpo": "loss.kind: grpo has its own",
+    "datasets: [{path: a, type: chat_template, roles: [a]}]": "roles is no mapping",
+    "datasets: [{path: a, type: chat_template, message_property_mappings: [a]}]": "is no mapping",
+    "datasets: [{path: a, type: }]": "token ids",
+    "datasets: a.jsonl": "has no path",
+    "unfrozen_parameters: [lm_head]\nadapter: null": "all weights would be trained",
+}
+
+
+@pytest.mark.parametrize("line", BAD_VALUES)
+def test_a_value_that_would_be_passed_over_is_refused_at_its_line(line):
+    """Another learning rate than the file's is another run: nothing falls back to a default in silence."""
+    keys = [given.partition(":")[0] for given in line.splitlines()]
+    text = "".join(f"{given}\n" for given in PLAIN.splitlines() if given.partition(":")[0] not in keys) + line + "\n"
+    done = imported(text)
+    found = [note for note in done.of_kind("refused") if note.key == keys[0]]
+    assert found and any(BAD_VALUES[line] in note.text for note in found), done.notes
+    assert found[0].line == text.splitlines().index(line.splitlines()[0]) + 1
+
+
+def test_numbers_that_are_written_as_text_are_read_as_axolotl_reads_them():
+    done = imported(PLAIN + "learning_rate: '2e-4'\nsequence_len: 500_000\nmax_steps: '10'\nwarmup_steps: '2'\n"
+                    "val_set_size: '0.1'\noutput_dir: ''\n3: 2\n")  # fmt: skip
+    train = {key.removeprefix("train."): value for key, value in done.values.items() if key.startswith("train.")}
+    assert (train["learning_rate"], train["sequence_len"], train["max_steps"]) == (2e-4, 500_000, 10)
+    assert train["warmup_ratio"] == 0.2 and done.values["data.split"]["dev"] == 0.1
+    assert "output_dir" not in done.values and not done.of_kind("refused")
+    assert {note.key.lower() for note in done.of_kind("unknown")} == {"3"}
+
+
+OBJECTIVES = {
+    "rl: dpo\nrl_beta: 0.3\ndpo_label_smoothing: 0.1": {"kind": "dpo", "beta": 0.3, "label_smoothing": 0.1},
+    "rl: ipo": {"kind": "dpo", "variant": "ipo"},
+    "rl: orpo\norpo_alpha: 0.2": {"kind": "orpo", "beta": 0.2},
+    "rl: simpo\nsimpo_gamma: 0.5": {"kind": "simpo", "simpo_gamma": 0.5},
+    "rl: kto\nkto_desirable_weight: 0.2\nrl_beta: 0.5": {"kind": "kto", "desirable_weight": 0.2, "beta": 0.5},
+    "reward_model: true\nnum_labels: 1\ncenter_rewards_coefficient: 0.01": {"kind": "reward", "center_weight": 0.01},
+    "orpo_alpha: 0.2": {},
+}
+
+
+@pytest.mark.parametrize("lines", OBJECTIVES)
+def test_objectives_keep_the_figures_of_their_loss(lines):
+    done = imported(PLAIN + lines + "\n")
+    loss = {key.removeprefix("loss."): value for key, value in done.values.items() if key.startswith("loss.")}
+    assert loss == OBJECTIVES[lines] and not done.of_kind("refused") and not done.of_kind("unknown")
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "wanted"),
+    [
+        ("rl: dpo", "chat_template.default", {"format": "preference", "fields": {"turns": "c", "chosen": "good"}}),
+        ("rl: kto", "llama3.ultra", {"format": "kto"}),
+        ("reward_model: true", "bradley_terry.chat_template", {"format": "preference", "fields": {"chosen": "good",
+                                                                                                  "turns": "c"}}),
+        ("rl:", "chat_template.default", {"format": "messages", "fields": {"turns": "c"}}),
+    ],
+)  # fmt: skip
+def test_a_type_means_the_columns_of_its_objective(objective, kind, wanted):
+    entry = f"{{path: a.jsonl, type: {kind}, field_messages: c, field_chosen: good, field_rejected: rejected}}"
+    done = imported(f"base_model: x\nadapter: lora\n{objective}\ndatasets: [{entry}]\n")
+    found = {key.removeprefix("data."): value for key, value in done.values.items() if key.startswith("data.")}
+    assert {key: found.get(key) for key in wanted} == wanted and not done.of_kind("refused")
