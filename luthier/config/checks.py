@@ -24,9 +24,15 @@ def _budget_holds_a_row(spec: ProjectSpec) -> list[Problem]:
     ]
 
 
-def _json_metric_has_json(spec: ProjectSpec) -> list[Problem]:
+def _metrics(spec: ProjectSpec) -> set[str]:
+    """All metrics that are computed, parts of all_of among them."""
     metrics = {spec.evaluate.metric, *spec.evaluate.metrics}
-    if not any(metric.startswith("json_") for metric in metrics) or spec.data.json_fields or spec.data.json_schema:
+    return metrics | set(spec.evaluate.graders.all_of if "all_of" in metrics else ())
+
+
+def _json_metric_has_json(spec: ProjectSpec) -> list[Problem]:
+    needs_json = any(metric.startswith("json_") for metric in _metrics(spec))
+    if not needs_json or spec.data.json_fields or spec.data.json_schema:
         return []
     return [
         (
@@ -38,9 +44,15 @@ def _json_metric_has_json(spec: ProjectSpec) -> list[Problem]:
 
 
 def _regex_metric_has_pattern(spec: ProjectSpec) -> list[Problem]:
-    if "regex" not in {spec.evaluate.metric, *spec.evaluate.metrics} or spec.evaluate.graders.regex.pattern:
+    if "regex" not in _metrics(spec) or spec.evaluate.graders.regex.pattern:
         return []
     return [("evaluate.graders.regex.pattern", "the metric regex has no pattern", "give one, or choose another metric")]
+
+
+def _all_of_has_parts(spec: ProjectSpec) -> list[Problem]:
+    if "all_of" not in _metrics(spec) or spec.evaluate.graders.all_of:
+        return []
+    return [("evaluate.graders.all_of", "the metric all_of has no parts", "name them, such as [regex, grounded]")]
 
 
 def _best_metric_is_known(spec: ProjectSpec) -> list[Problem]:
@@ -158,6 +170,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _budget_holds_a_row,
         _json_metric_has_json,
         _regex_metric_has_pattern,
+        _all_of_has_parts,
         _best_metric_is_known,
         _average_means_something,
         _prompts_have_dev_rows,

@@ -20,6 +20,8 @@ Metric = Literal[
     "numeric",
     "regex",
     "unit_tests",
+    "grounded",
+    "all_of",
 ]
 
 

@@ -1,7 +1,7 @@
 """Section `evaluate.graders`: options of the metrics that have some."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,9 +51,28 @@ class NumericSpec(Spec):
     """The same as a share of the reference; the larger of the two counts."""
 
 
+class GroundedSpec(Spec):
+    """grounded: every date, amount, number and name of the answer stands in its prompt, and its key facts are said."""
+
+    must_say: str = ""
+    """Column with a row's key facts, a text or a list of texts, each to stand in the answer word for word (but for case
+    and punctuation); empty = only claims are checked."""
+    names: bool = True
+    """Whether capitalised words inside a sentence are claims; false for a language that capitalises its nouns."""
+
+
+Part = Literal[
+    "exact_match", "token_f1", "accuracy", "json_exact", "json_field_accuracy", "json_valid", "rouge_l", "numeric",
+    "regex", "unit_tests", "grounded",
+]  # fmt: skip
+
+
 class GradersSpec(Spec):
     """Options of the metrics that have some."""
 
     unit_tests: UnitTestsSpec = UnitTestsSpec()
     regex: RegexSpec = RegexSpec()
     numeric: NumericSpec = NumericSpec()
+    grounded: GroundedSpec = GroundedSpec()
+    all_of: tuple[Part, ...] = ()
+    """Metrics of which every one must be 1 for the metric all_of."""

@@ -8,7 +8,7 @@ from luthier.config.base import Spec
 
 RewardName = Literal[
     "exact_match", "token_f1", "accuracy", "json_exact", "json_field_accuracy", "json_valid", "rouge_l", "numeric",
-    "regex", "unit_tests",
+    "regex", "unit_tests", "grounded",
 ]  # fmt: skip
 
 

@@ -61,4 +61,4 @@ def cases_from_rows(rows: Sequence[Row], schema: dict[str, Any] | None = None, *
 
 def tasks_of(cases: Sequence[Case], spec: EvaluateSpec, schema: dict[str, Any] | None) -> list[Task]:
     """What graders are told about each case besides its reference answer."""
-    return [Task(schema, case.columns, spec.graders) for case in cases]
+    return [Task(schema, case.columns, spec.graders, case.prompt) for case in cases]

@@ -308,7 +308,7 @@ def _header(
         ],
         "winning_prompt": [dict(message) for message in shown],
         "examples": [case.id for case in found.examples],
-        "environments": {name: place(tasks[0]) for name, place in places if place},
+        "environments": {name: words for name, place in places if place and (words := place(tasks[0]))},
         "baselines": [asdict(baseline) for baseline in baselines],
         "generalisation": _answer_nats(tuned.scorer, cases, policy),
         "answer_perplexity": {

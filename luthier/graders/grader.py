@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from luthier.config.graders import GradersSpec
+from luthier.types import Message
 
 Item = float | list
 
@@ -22,11 +23,12 @@ Item = float | list
 @dataclass(frozen=True)
 class Task:
     """What an answer is held against besides the reference answer. schema: of JSON answers. columns: the row's other
-    columns. options: the section evaluate.graders."""
+    columns. options: the section evaluate.graders. prompt: the turns that were answered."""
 
     schema: dict[str, Any] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     options: GradersSpec = field(default_factory=GradersSpec)
+    prompt: Sequence[Message] = ()
 
 
 def numbers_of(items: Sequence[Item]) -> list[float]:

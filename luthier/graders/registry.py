@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luthier.errors import EvaluateError
+from luthier.graders.all_of import all_of
 from luthier.graders.classify import accuracy, label_pair, label_stats, macro_f1
 from luthier.graders.exact import exact_match
 from luthier.graders.grader import Grader, Item, Task
+from luthier.graders.grounded import grounded, grounded_problems
 from luthier.graders.json_fields import json_exact, json_field_accuracy, json_valid
 from luthier.graders.numeric import numeric
 from luthier.graders.regex import regex, regex_problems
@@ -29,6 +31,7 @@ GRADERS = {
         Grader("bleu", "corpus", bleu_counts, stats=bleu_stats, score=bleu),
         Grader("numeric", "binary", numeric),
         Grader("regex", "binary", regex, problems=regex_problems),
+        Grader("grounded", "binary", grounded, problems=grounded_problems),
         Grader(
             "unit_tests",
             "binary",
@@ -39,6 +42,7 @@ GRADERS = {
         ),
     )
 }
+GRADERS["all_of"] = all_of(GRADERS)
 
 
 def grader(name: str) -> Grader:

@@ -13,10 +13,11 @@ import sacrebleu
 from pydantic import ValidationError
 
 from luthier.config.evaluate import Metric
-from luthier.config.graders import GradersSpec, NumericSpec, RegexSpec, UnitTestsSpec
+from luthier.config.graders import GradersSpec, GroundedSpec, NumericSpec, RegexSpec, UnitTestsSpec
 from luthier.errors import EvaluateError
 from luthier.graders.exact import exact_match
 from luthier.graders.grader import Task
+from luthier.graders.grounded import ungrounded, unsaid
 from luthier.graders.guard import GuardedReward
 from luthier.graders.json_fields import field_hits, parse_strict, problem, same_json
 from luthier.graders.numeric import final_number
@@ -42,9 +43,14 @@ MATRIX = {  # name: (perfect answer, wrong answer, reference)
     "json_valid": (GOLD, GOLD + " done", "anything"),
     "numeric": ("so 3 x 14 is\n#### 42", "42 x 2 = 84", "#### 42"),
     "regex": ("I am sure. Answer: B", "Answer: C", "Answer: B"),
+    "grounded": ("We sent it on 3 March.", "We sent it on 4 March.", "We sent it on 3 March."),
+    "all_of": ("It left on 3 March. Bye", "It left on 3 March.", "It left on 3 March. Bye"),
     "unit_tests": ("Here:\n```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return 3", "add"),
 }
+PROMPT = ({"role": "user", "content": "Order 48213 for Ann left on 3 March with Northline, due 6 April."},)
 TASKS = {
+    "grounded": Task(prompt=PROMPT),
+    "all_of": Task(options=GradersSpec(all_of=("grounded", "regex"), regex=RegexSpec(pattern="Bye")), prompt=PROMPT),
     "regex": Task(options=GradersSpec(regex=RegexSpec(pattern=r"Answer: (\w)"))),
     "unit_tests": Task(columns={"tests": ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]}),
 }
@@ -210,6 +216,106 @@ def test_a_pattern_that_searches_for_ever_costs_one_answer():
     answers = ["a" * 40 + "!", "aaa"]
     assert GRADERS["regex"].items(answers, ["aaa"] * 2, [slow] * 2) == [0.0, 1.0]
     assert time.monotonic() - started < 5
+
+
+# grounding
+
+FACTS = (
+    "You answer for Tarn & Wick.\nOrder 48213: two Fell lamps at £64.00 and a 25% deposit, sent 3 March with Northline "
+    "(parcel NL4821), due 2026-04-06. Returns within 14 days; 1,250 hours of light.\nCustomer: it's Zoë, from Leeds."
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Hello Zoë, your 2 Fell lamps left on 3 March. Next, look up parcel NL4821. Kind regards, Tarn & Wick",
+        "They are due on 6 April, that is April 6th, or 2026-04-06.",
+        "It cost £64 (64.0 in all), and the deposit is 25%.",
+        "You have fourteen days, and Northline's van brings both.",
+        "It gives 1250 hours.\n1. Fill it.\n2. Light it.\n- Trim it. I would, and one may: Everything else waits.",
+        "“Wait,” we say. (Never run it dry.)",
+    ],
+)
+def test_what_the_prompt_holds_is_grounded(answer):
+    assert ungrounded(answer, FACTS) == []
+
+
+@pytest.mark.parametrize(
+    "answer, claims",
+    [
+        ("Order 48312 left us.", ["48312"]),
+        ("It left on 4 March.", ["4 Mar"]),
+        ("It left on 3 April.", ["3 Apr"]),  # both words stand in the prompt, the date does not
+        ("It is due on 2026-03-06.", ["6 Mar"]),
+        ("It costs £14.", ["£14"]),  # 14 days are no price
+        ("It costs £64.50.", ["£64.5"]),
+        ("A 14% deposit.", ["14%"]),
+        ("You have twenty-one days.", ["21"]),
+        ("It gives 125 hours.", ["125"]),
+        ("Hello Mia, we posted it.", ["mia"]),
+        ("We sent it with Penny Post on Monday.", ["monday", "penny", "post"]),
+        ("Look up parcel NL4812.", ["4812", "nl4812"]),
+    ],
+)
+def test_what_the_prompt_does_not_hold_is_named(answer, claims):
+    assert ungrounded(answer, FACTS) == claims
+    assert ungrounded(answer, FACTS + answer) == []
+
+
+def test_earlier_turns_ground_an_answer_and_its_own_words_do_not():
+    turns = [("user", "My order is 771."), ("assistant", "It left on 5 May."), ("user", "When will it come?")]
+    task = Task(prompt=tuple({"role": role, "content": text} for role, text in turns))
+    assert grade("grounded", "Order 771 left on 5 May.", "", task) == 1.0
+    assert grade("grounded", "Order 772 left on 5 May.", "Order 772 left on 5 May.", task) == 0.0
+
+
+def test_key_facts_must_be_said():
+    assert unsaid("It is due within 14 days; all of it.", ["14 days", "Due within"]) == []
+    assert unsaid("within 14 days", ["4 days"]) == ["4 days"] and unsaid("two days", ["2 days"]) == []
+    assert unsaid("£6.50 for 5 days", ["£6.5", "£6.50"]) == ["£6.5"]
+
+    def task(**columns):
+        return Task(columns=columns, options=GradersSpec(grounded=GroundedSpec(must_say="key")), prompt=PROMPT)
+
+    assert grade("grounded", "It is due on 6 April.", "", task(key="6 April")) == 1.0
+    assert grade("grounded", "It left on 3 March.", "", task(key=["6 April"])) == 0.0  # true, and not what was asked
+    assert grade("grounded", "It left on 3 March.", "", task(key=[])) == 1.0
+    for key in (None, 6, [6]):
+        with pytest.raises(EvaluateError, match="no key facts in its column 'key'"):
+            grade("grounded", "It left on 3 March.", "", task(key=key))
+    wrong = GRADERS["grounded"].problems(["Due on 6 April.", "Due.", "Due on 7 April.", " "], [task(key="6 April")] * 4)
+    assert wrong[0] == "" and "does not say '6 April'" in wrong[1] and "7 Apr" in wrong[2] and "empty" in wrong[3]
+
+
+def test_names_are_claims_only_where_that_is_wanted():
+    german = "Wir senden die Lampe mit der Post."
+    options = GradersSpec(grounded=GroundedSpec(names=False))
+    prompt = ({"role": "user", "content": "Wo ist sie?"},)
+    assert grade("grounded", german, "", Task(prompt=prompt)) == 0.0
+    assert grade("grounded", german, "", Task(prompt=prompt, options=options)) == 1.0
+
+
+# several at once
+
+
+def test_all_of_asks_every_part():
+    task = TASKS["all_of"]
+    for answer, right in {
+        "It left on 3 March. Bye": 1.0,
+        "Bye": 1.0,
+        "It left on 3 March.": 0.0,
+        "4 May. Bye": 0.0,
+    }.items():
+        assert grade("all_of", answer, "", task) == right
+    why = GRADERS["all_of"].problems(["Bye", "It left on 5 March. Bye", "Due."], [task] * 3)
+    assert why[0] == "" and why[1].startswith("grounded: ") and why[2].startswith("regex: ")
+    graded = Task(options=GradersSpec(all_of=("token_f1",)))
+    assert grade("all_of", "a big cat", "big cat", graded) == 1.0 and grade("all_of", "cat", "big cat", graded) == 0.0
+    with pytest.raises(EvaluateError, match="has no parts"):
+        grade("all_of", "a", "a")
+    with pytest.raises(ValidationError):
+        GradersSpec(all_of=("bleu",))
 
 
 # rewards behind a guard
