@@ -51,7 +51,8 @@ class _EachInSlices(torch.autograd.Function):
             with torch.enable_grad():
                 hidden = hidden_KD.detach()[place].requires_grad_()
                 each = part(hidden, place)
-            gradients.append(torch.autograd.grad(each.sum(), hidden)[0])
+                total = each.sum()
+            gradients.append(torch.autograd.grad(total, hidden)[0])
             values.append(each.detach())
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(values)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from luthier.losses import head
-from luthier.losses.head import head_loss_sum
+from luthier.losses.head import head_loss_sum, policy_logps, token_logps
 from luthier.losses.sft import sft_loss_sum
 
 K, D, V = 70, 24, 500
@@ -48,6 +48,19 @@ def test_equals_one_piece(rows_a_slice):
     assert (gradient - expected_gradient).abs().max() < 2e-6 * expected_gradient.abs().max()
     with torch.no_grad():
         assert abs(head_loss_sum(model, sft_loss_sum, hidden, targets) / expected - 1) < 1e-6
+
+
+@pytest.mark.parametrize("logps_of", [token_logps, lambda *handed: policy_logps(*handed)[0]], ids=["token", "policy"])
+def test_log_probabilities_in_slices_equal_one_piece(rows_a_slice, logps_of):
+    """Values, and the gradient of a loss that weighs every position its own way, as pairs and advantages do."""
+    model, targets, weights = _Headed(), torch.randint(0, V, (K,)), torch.randn(K)
+    hidden = torch.randn(K, D, requires_grad=True)
+    logps = logps_of(model, hidden, targets)
+    (gradient,) = torch.autograd.grad(logps @ weights, hidden)
+    assert model.most_rows == rows_a_slice
+    expected = model.head(hidden).log_softmax(-1)[torch.arange(K), targets]
+    torch.testing.assert_close(logps, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected @ weights, hidden)[0])
 
 
 def test_inside_a_larger_backward_leaves_are_counted_once(rows_a_slice):
