@@ -105,6 +105,8 @@ ROWS = [
     ("ranked", {"instruction": "i", "input": "x", "completions": [{"response": "b", "score": 1.5},
                 {"response": "a", "score": 8}]}, Content(({**USER, "content": "i\n\nx"}, ANSWER), rejected=(OTHER,))),
     ("ranked", {"prompt": "q", "responses": ["b", "a"], "scores": [0.1, 0.9]}, PAIR),
+    ("ranked", {"prompt": "q", "answers": [{"text": "b", "thumb": "down"}, {"text": "a", "thumb": "Up"}]}, PAIR),
+    ("ranked", {"prompt": "q", "answers": ["b", "a"], "thumbs": ["down", "up"]}, PAIR),
     ("ranked", {"prompt": "q", "candidates_completions": '["b", "a"]', "ranks": "[2, 1]"}, PAIR),
     ("kto", {"prompt": "q", "completion": "a", "label": True}, Content(PLAIN, label=True)),
     ("kto", {"prompt": "q", "completion": "a", "label": "False"}, Content(PLAIN, label=False)),
@@ -181,6 +183,20 @@ def test_answers_without_ranks_are_no_preference():
     for answers in (["a", "b"], [{"text": "a"}, {"text": "b"}]):
         mapping = recognise({"question": "q", "answers": answers})
         assert mapping is None or mapping.kind != "ranked"
+
+
+@pytest.mark.parametrize(
+    ("thumbs", "why"),
+    [
+        (("up", "up"), "none is better"),
+        (("up", "sideways"), "answer 2 has no rank: 'sideways'"),
+        (("up", None), "no rank"),
+    ],
+)
+def test_thumbs_that_prefer_nothing_are_named(thumbs, why):
+    row = {"prompt": "q", "answers": [{"text": text, "thumb": thumb} for text, thumb in zip("ab", thumbs, strict=True)]}
+    with pytest.raises(RowError, match=why):
+        to_content(row, vote([row], "f"))
 
 
 def test_columns_that_only_some_rows_have_are_read_in_those():

@@ -1,8 +1,8 @@
-"""Several answers to one prompt with their ranks or scores, read as the best one against the worst.
+"""Several answers to one prompt with their ranks, scores or thumbs, read as the best one against the worst.
 
-A rank of 1 is the best, a high score is. The answers stand in one list: objects with their own rank or score, or texts
-with a column of ranks or scores beside it. A row stays one row: of more than two answers the others are kept beside it,
-in their column.
+A rank of 1 is the best, a high score is, a thumb is up or down; of equals the first counts. The answers stand in one
+list: objects with their own rank, score or thumb, or texts with a column of those beside it. A row stays one row: of
+more than two answers the others are kept beside it, in their column.
 Sources: Nectar (answers with a rank; Axolotl's zephyr.nectar), UltraFeedback (completions with a score),
 OpenHermesPreferences (candidates_completions and ranks); best against worst as PairRM's authors pair them.
 """
@@ -30,8 +30,9 @@ from luthier.types import Message
 
 ANSWERS_KEYS = ("answers", "responses", "candidates", "completions", "candidates_completions")
 TEXT_KEYS = ("answer", "response", "text", "content", "completion", "output")
-RANK_KEYS, SCORE_KEYS = ("rank",), ("score", "rating", "overall_score")
-RANKS_KEYS, SCORES_KEYS = ("ranks", "rank"), ("scores", "score", "ratings")
+RANK_KEYS, SCORE_KEYS = ("rank",), ("score", "rating", "overall_score", "thumb")
+RANKS_KEYS, SCORES_KEYS = ("ranks", "rank"), ("scores", "score", "ratings", "thumbs")
+_THUMBS = {"up": 1.0, "down": 0.0}
 
 
 def _first(keys: tuple[str, ...], value: dict[str, Any]) -> str:
@@ -88,9 +89,11 @@ def _parallel(listed: list[Any], row: dict[str, Any], mapping: Mapping) -> tuple
 
 
 def _place(value: Any, number: int, *, is_score: bool) -> float:
+    if is_score and isinstance(value, str):
+        value = _THUMBS.get(value.strip().lower(), value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return -float(value) if is_score else float(value)
-    raise RowError(f"answer {number} has no rank: {type(value).__name__}, expected a number")
+    raise RowError(f"answer {number} has no rank: {str(value)[:40]!r}, expected a number or a thumb (up, down)")
 
 
 def _write(content: Content) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def _is_plain(prompt: tuple[Message, ...]) -> bool:
 
 RANKED = Format(
     "ranked",
-    "Several answers with ranks (1 is best) or scores: the best against the worst, the others kept beside the row",
+    "Several answers with ranks (1 is best), scores or thumbs (up, down): the best against the worst, the others kept "
+    "beside the row",
     {"prompt": "prompt", "answers": "answers", "ranks": "ranks", "scores": "scores", "system": "system",
      "input": "input", "role": "", "content": ""},
     _recognise,
