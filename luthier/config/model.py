@@ -9,7 +9,8 @@ class ModelSpec(Spec):
     """The base model."""
 
     base: str = "smollm2-135m"
-    """An alias (smollm2-135m), a local Hugging Face folder, or a hub id (only with allow_hub)."""
+    """An alias (smollm2-135m), a local Hugging Face folder, the output_dir of another project (the one build in it is
+    the base: continued pre-training, then a task), or a hub id (only with allow_hub)."""
     allow_hub: bool = False
     """Whether a hub id may be downloaded. Never done unasked."""
     dtype: Literal["float32", "bfloat16", "int8", "nf4", "auto"] = "float32"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from luthier.bases.resolve import MERGED
 from luthier.jobs.stage import Stage
 from luthier.ship.artefact import Artefact
 from luthier.ship.parity import ParityMetrics, ParityRecord
@@ -15,7 +16,7 @@ FILE = "artefacts.json"
 
 def artefact_folders(built: Path) -> tuple[Path, Path]:
     """(merged model, adapter) of a build; just one of them is there."""
-    return built / "merged", built / "adapter"
+    return built / MERGED, built / "adapter"
 
 
 def write_artefacts(folder: Path, artefacts: Sequence[Artefact]) -> None:

@@ -21,7 +21,7 @@ def pin_data(opened: OpenBase, files: dict[str, str]) -> dict[str, Pin]:
 def pin_all(project: Project, opened: OpenBase, prepared: Stage) -> dict[str, Pin]:
     """What every later stage is made from: the base's files, the tokenizer, and the raw data of the prepared rows."""
     base = Pin(
-        name=_base_name(project),
+        name=_base_name(project, opened),
         digest=opened.base.digest,
         licence=opened.base.licence,
         files=file_digests(opened.base.folder, default_cache_dir()),
@@ -33,11 +33,14 @@ def pin_all(project: Project, opened: OpenBase, prepared: Stage) -> dict[str, Pi
     }
 
 
-def _base_name(project: Project) -> str:
-    """model.base as the project file gives it; a folder by its way from the project file, so that both can move."""
+def _base_name(project: Project, opened: OpenBase) -> str:
+    """model.base as the project file gives it; a folder by its way from the project file, so that both can move, and
+    with the build that was taken from it."""
     name = project.spec.model.base
     beside = project.folder / name
-    return os.path.relpath(beside, project.folder) if beside.is_dir() else name
+    if not beside.is_dir():
+        return name
+    return os.path.relpath(beside / opened.base.folder.relative_to(beside.resolve()), project.folder)
 
 
 def _tokenizer(opened: OpenBase) -> Pin:

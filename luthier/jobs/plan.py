@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier.bases.resolve import ALIASES, resolve_base
+from luthier.bases.resolve import ALIASES, model_in, resolve_base
 from luthier.bases.shapes import Shapes, read_shapes
 from luthier.bases.tokenizer import Tokenizer
 from luthier.config.adapter import AdapterSpec
@@ -83,7 +83,8 @@ def open_shapes(project: Project) -> tuple[Shapes, Tokenizer | None]:
             folder = resolve_base(name).folder
         except BaseModelError:  # its package is not installed: training will say so
             folder = Path()
-    folder = next((one for one in (beside, folder) if (one / "config.json").is_file()), None)
+    found = (model_in(one) for one in (beside, folder))
+    folder = next((one for one in found if (one / "config.json").is_file()), None)
     if folder is None:
         shapes = known_shapes(name)
         if shapes is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,31 @@ def test_digest_follows_the_content(tmp_path, tiny_base):
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert resolve_base(str(copy), cache_dir=tmp_path).digest != first.digest
+
+
+def make_build(runs, name, tiny_base, part="merged"):
+    """A build as `luthier build` leaves it, as far as a base needs it."""
+    shutil.copytree(tiny_base, runs / name / part)
+    (runs / name / "manifest.json").write_text("{}")
+    return runs / name / part
+
+
+def test_an_output_folder_is_the_one_build_in_it(tmp_path, tiny_base):
+    runs = tmp_path / "runs"
+    merged = make_build(runs, "build-000000000001", tiny_base)
+    (runs / "build-unfinished" / "merged").mkdir(parents=True)
+    (runs / "train-000000000001").mkdir()
+    base = resolve_base(str(runs), cache_dir=tmp_path)
+    assert base.folder == merged and base.name == str(merged)
+    assert base.digest == resolve_base(str(tiny_base), cache_dir=tmp_path).digest
+    make_build(runs, "build-000000000002", tiny_base)
+    said = refused(runs, tmp_path)
+    assert "2 builds (build-000000000001, build-000000000002)" in said
+    assert resolve_base(str(merged), cache_dir=tmp_path).folder == merged
+    make_build(tmp_path / "ia3", "build-000000000003", tiny_base, "adapter")
+    assert "cannot be merged" in refused(tmp_path / "ia3", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused(tmp_path / "empty", tmp_path)
 
 
 def refused(name, tmp_path, **options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from luthier.adapters.score_head import load_score_head
 from luthier.adapters.stored import load_adapter
+from luthier.bases.resolve import resolve_base
 from luthier.data.pack import at_last_token, make_batch
 from luthier.data.stored import read_encoded
 from luthier.jobs import session
@@ -128,6 +130,36 @@ def test_from_project_file_to_adapter_and_the_held_out_figure_moves(project, lut
         ends = sorted((sign * after[f"{name}_low"], sign * after[f"{name}_high"]))
         assert ends[0] > sign * before[name], (before, after)
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_task_is_learnt_on_what_continued_pre_training_built(project, luthier, tmp_path):
+    """build of a continued run -> its output folder as the next project's base, plan and lineage included."""
+    (tmp_path / "first").mkdir()
+    path = project(
+        documents(60), "{kind: continued, chunk_overlap: 16}", "ship: {formats: []}\noutput_dir: first/runs\n"
+    )
+    second = path.with_name("second.yaml")
+    text = path.read_text().replace("first/runs", "runs").replace("kind: continued, chunk_overlap: 16", "kind: sft")
+    second.write_text(re.sub(r'base: "[^"]*"', 'base: "./first/runs"', text).replace("rows.jsonl", "turns.jsonl"))
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations(60)))
+    early = luthier("train", "-c", second)
+    assert "neither an alias" in str(early.exception) and "luthier build" in early.exception.hint
+    assert luthier("build", "-c", path).exit_code == 0
+    (merged,) = (tmp_path / "first" / "runs").glob("build-*/merged")
+
+    assert luthier("plan", "-c", second).exit_code == 0
+    result = luthier("build", "-c", second)
+    assert result.exit_code == 0, result.output
+    folder, *_ = trained(second)
+    pinned = json.loads((folder / "manifest.json").read_text())["provenance"]["base"]
+    assert pinned["name"] == merged.relative_to(tmp_path).as_posix()
+    assert pinned["digest"] == resolve_base(str(merged)).digest
+    peft = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert peft["base_model_name_or_path"] == str(merged.resolve())
+    assert luthier("verify", tmp_path / "runs").exit_code == 0
+    assert luthier("build", "-c", path, "--set", "train.max_steps=1").exit_code == 0
+    again = luthier("build", "-c", second)
+    assert again.exit_code != 0 and "2 builds" in str(again.exception)
 
 
 @pytest.mark.known_bug("DP")
