@@ -56,7 +56,9 @@ class Online:
         schema, options = schema_of(self.project), evaluate_spec(self.project).graders
         rows, encoded = read_rows(self.prepared.folder, split), getattr(self.examples, split)
         prompts = {encoded[index].row_id: encoded[index].ids for index in range(len(encoded))}
-        return {row.id: Asked(row.answer, Task(schema, row.columns, options, row.prompt), prompts[row.id]) for row in rows}
+        return {
+            row.id: Asked(row.answer, Task(schema, row.columns, options, row.prompt), prompts[row.id]) for row in rows
+        }
 
     def loss_of(self, loss: Any) -> PolicyLoss:
         """The loss with what the sampling decides."""
