@@ -22,7 +22,6 @@ from luthier.jobs.evaluate import evaluate_stage, tune_of_build
 from luthier.jobs.local import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.train import train_stage
-from luthier.text.shingles import jaccard, shingles
 
 PRODUCTS = re.compile(r"\b(heater|radiator|lamp|light|kettle|fan|ventilator|blender|mixer)s?\b", re.I)
 LIMITS = {"near-duplicates": 0.05, "base with its best prompt": 0.20, "tune": 0.50, "tune, mean field": 0.80}
@@ -35,13 +34,19 @@ def masked(text: str) -> str:
     return PRODUCTS.sub("p", re.sub(r"\d+", "0", text))
 
 
+def word_ngrams(text: str, size: int) -> set[tuple[str, ...]]:
+    """Its runs of `size` words; a shorter text is one run."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
+
+
 def near_duplicate_share(texts: list[str], size: int) -> float:
     """Share of texts that have another one at Jaccard >= 0.5 over word n-grams."""
-    sets = [shingles(masked(text), size) for text in texts]
+    sets = [word_ngrams(masked(text), size) for text in texts]
     found: set[int] = set()
     for i, one in enumerate(sets):
         for j in range(i):
-            if len(one & sets[j]) * 3 >= len(one) + len(sets[j]) and jaccard(one, sets[j]) >= 0.5:
+            if len(one & sets[j]) * 3 >= len(one) + len(sets[j]):  # the same as Jaccard >= 0.5
                 found |= {i, j}
     return len(found) / len(texts)
 

@@ -14,7 +14,7 @@ import pytest
 
 from luthier.data.stored import read_rows
 from luthier.graders.sandbox.box import Sandbox
-from luthier.text.shingles import shingle_sets
+from luthier.text.shingles import Shingled
 from luthier.text.similar import exact_pairs
 
 FOLDER = Path(__file__).parents[2] / "examples" / "code"
@@ -88,7 +88,7 @@ def test_a_question_lists_what_its_answer_needs_and_more():
 def test_inputs_are_varied():
     """Near-duplicates by word 3-grams of the input, numbers masked."""
     texts = [re.sub(r"\d[\d.,-]*", "0", f"{row['index']}\n{row['ask']}") for row in EVERY]
-    pairs = exact_pairs(shingle_sets(texts), [0] * len(texts), 0.5)
+    pairs = exact_pairs(Shingled(texts), range(len(texts)), 0.5)
     assert len({*pairs.i.tolist(), *pairs.j.tolist()}) <= 0.1 * len(texts)
 
 

@@ -81,10 +81,9 @@ def test_the_gap_and_the_curriculum(project, luthier):
 def test_the_advisory_gate_is_said_and_blocks_nothing(toy_base, tmp_path, luthier):
     """With and without it the verdict is the same; decide finds it again from the samples alone."""
     project = write_project(tmp_path, toy_base, make_texts(200, seed=7))
-    plain = luthier("run", "-c", project, *settings("evaluate.min_pairs=20"))
-    gated = luthier(
-        "run", "-c", project, *settings("evaluate.min_pairs=20", "evaluate.gates.generalisation={margin: 1e-3}")
-    )
+    asked = settings("evaluate.min_pairs=20", "train.gap_rows=8")
+    plain = luthier("run", "-c", project, *asked)
+    gated = luthier("run", "-c", project, *asked, *settings("evaluate.gates.generalisation={margin: 1e-3}"))
     verdicts = [json.loads(path.read_text()) for path in sorted(project.parent.glob("runs/evaluate-*/verdict.json"))]
     (without,) = [one for one in verdicts if not one["advisory"]]
     (found,) = [one for one in verdicts if one["advisory"]]
@@ -96,6 +95,9 @@ def test_the_advisory_gate_is_said_and_blocks_nothing(toy_base, tmp_path, luthie
     folder = next(
         p.parent for p in project.parent.glob("runs/evaluate-*/verdict.json") if '"generalisation",' in p.read_text()
     )
+    report = (folder / "report.html").read_text()
+    assert "Generalisation gap" in report and "rows trained on, judged as the dev rows are" in report
+    assert " generalisation: advisory: test answers cost " in report
     again = luthier("decide", "--from", folder / "samples.jsonl", "-o", tmp_path / "again.json")
     assert again.exit_code == gated.exit_code
     assert (tmp_path / "again.json").read_text() == (folder / "verdict.json").read_text()

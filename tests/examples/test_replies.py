@@ -17,7 +17,7 @@ from luthier.config.load import load_project
 from luthier.graders.grader import Task
 from luthier.graders.registry import GRADERS
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples/replies"
+FOLDER = Path(__file__).resolve().parents[2] / "examples/replies"
 SPEC = load_project(FOLDER / "luthier.yaml").spec
 CHECK = runpy.run_path(str(FOLDER / "check.py"))
 
