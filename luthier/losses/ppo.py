@@ -4,8 +4,8 @@ answer will earn.
 With V the value of the state that a token was sampled in, V_old the same when it was sampled and R what was then earned
 (`rollouts/advantages.py`), a token costs, beside the policy's loss (arXiv 1707.06347, equation 7),
   c max((V - R)^2, (clip(V, V_old - e, V_old + e) - R)^2) / 2
-c is c1 of the paper's equation 9; the clip is that of its authors' own code, written down in arXiv 2005.12729,
-section 3. The distance to the base is no part of the loss: it is taken off the rewards.
+c is c1 of the paper's equation 9; the clip is that of its authors' own code (openai/baselines, ppo2/model.py). The
+distance to the base is no part of the loss: it is taken off the rewards.
 The head is `model.value_head`, one linear layer on the hidden state that the token is predicted from.
 Shapes: K trained positions, D hidden.
 """

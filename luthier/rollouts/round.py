@@ -68,4 +68,5 @@ def read_round(path: Path) -> tuple[list[Answer], dict[str, float]] | None:
 
 
 def _answer(kept: dict[str, Any]) -> Answer:
-    return Answer(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+    fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in kept.items()}
+    return Answer(**fields)

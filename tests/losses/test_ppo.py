@@ -1,5 +1,6 @@
 """PPO against its papers, written down again in float64: Schulman et al., arXiv 1707.06347 (the clipped objective,
-equation 7, and the sum with the value loss, equation 9), value clip as in arXiv 2005.12729, section 3.
+equation 7, and the sum with the value loss, equation 9); the value clip as in its authors' code (openai/baselines,
+ppo2/model.py).
 """
 
 from __future__ import annotations
