@@ -38,6 +38,7 @@ MAX_LABELS = 24
 NUM_SAMPLES = 3
 NUM_PLACES = 200
 NUM_CLUSTERS, CLUSTER_ROWS = 15, 6
+FAULTS_TO_NOTE = 0.05  # a larger share of bad rows is no good news, whatever becomes of them
 SAMPLE_CHARS, SAMPLE_TOKENS = 4000, 800
 
 
@@ -62,10 +63,10 @@ def data_report(
     ]
     kinds = [file.container for file in summary.files]
     files = f"{len(kinds)} file{'s' if len(kinds) != 1 else ''} ({', '.join(sorted(set(kinds)))})"
-    return page("Data report", [s for s in sections if s.html], subtitle=f"from {files}", lead=_lead(summary))
+    return page("Data report", [s for s in sections if s.html], subtitle=f"from {files}", lead=_lead(summary, entries))
 
 
-def _lead(summary: PreparedSummary) -> Html:
+def _lead(summary: PreparedSummary, entries: Sequence[Entry]) -> Html:
     kept = summary.rows_kept / max(summary.rows_read, 1)
     splits = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items() if count)
     words = f"{summary.rows_kept:,} of {summary.rows_read:,} rows are usable ({kept:.0%}): {splits}."
@@ -80,14 +81,15 @@ def _lead(summary: PreparedSummary) -> Html:
             ("of these trained", trained.get("trained", 0)),
         ]
     )
-    kind = "warn" if summary.warnings else "good"
+    many_faults = sum(entry.is_fault for entry in entries) > FAULTS_TO_NOTE * summary.rows_read
+    kind = "warn" if summary.warnings or many_faults else "good"
     notes = [note(warning, "warn") for warning in summary.warnings] + [note(said) for said in summary.notices]
     return join(banner(words, law, kind), figures, *notes)
 
 
 def _files(summary: PreparedSummary) -> Html:
     rows = [
-        (code(f.file), f.role, f.container, f.format, f.rows_read, f.rows_kept, f.rows_quarantined)
+        (code(f.file), badge(f.role), f.container, f.format, f.rows_read, f.rows_kept, f.rows_quarantined)
         for f in summary.files
     ]
     headers = ["file", "role", "content", "read as", "rows read", "kept", "set aside"]
@@ -122,7 +124,10 @@ def _quarantine(entries: Sequence[Entry]) -> Html:
     more = f" (the first {NUM_PLACES} of {num_faults:,})" if num_faults > NUM_PLACES else ""
     return join(
         paragraph(
-            "Each with file, line, byte range and digest in ", code("quarantine.jsonl"), "; nothing was deleted."
+            "Each with file, line, byte range and digest in ",
+            code("quarantine.jsonl"),
+            "; nothing was deleted. "
+            "A fault is a bad row; what goes by rule (repeated, leaked, too long, left out by a setting) may be sound.",
         ),
         table(["reason", "kind", "rows", "first at"], rows, numeric=(2,)),
         bars(ranked, title="Rows set aside, by reason", unit="rows"),
@@ -203,9 +208,15 @@ def _split(summary: PreparedSummary) -> Html:
     proof = summary.proof
     recheck = proof["recheck"]
     shares = proof["shares_wanted"]
-    total = max(sum(proof["rows"].values()), 1)
+    dealt = {name: count for name, count in proof["rows"].items() if name in shares or not shares}  # not a file's rows
+    total = max(sum(dealt.values()), 1)
     rows = [
-        (name, count, f"{count / total:.1%}", f"{shares[name]:.1%}" if name in shares else "as given")
+        (
+            name,
+            count,
+            f"{count / total:.1%}" if name in dealt else "–",
+            f"{shares[name]:.1%}" if name in shares else "as given",
+        )
         for name, count in proof["rows"].items()
     ]
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in proof["edges_by_kind"].items()) or "none"
@@ -222,7 +233,7 @@ def _split(summary: PreparedSummary) -> Html:
     claim = "No row of one split resembles a row of another." if good else "Rows leak between the splits."
     return join(
         note(claim, "good" if good else "bad"),
-        table(["split", "rows", "share", "wanted"], rows, numeric=(1, 2, 3)),
+        table(["split", "rows", "share of what was dealt", "wanted"], rows, numeric=(1, 2, 3)),
         bullets(facts),
         paragraph("Digest of all edges: ", code(proof["edges_sha256"]), muted=True),
     )

@@ -95,7 +95,11 @@ def _balance(summary: PreparedSummary) -> Html:
         )
         if varied
         else "",
-        bars([(name, 100 * share) for name, share in topics], title="Topics of the training prompts", unit="% of rows")
+        bars(
+            [(name, round(100 * share, 1)) for name, share in topics],
+            title="Topics of the training prompts",
+            unit="% of rows",
+        )
         if topics
         else "",
     )

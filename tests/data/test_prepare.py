@@ -16,7 +16,8 @@ import pytest
 from luthier.config.data import DataSpec
 from luthier.data.items import prompt_text
 from luthier.data.prepare import prepare, read_summary
-from luthier.data.quarantine import read_quarantine, retrieve
+from luthier.data.quarantine import Entry, read_quarantine, retrieve
+from luthier.data.report import data_report
 from luthier.data.sources import find_sources
 from luthier.data.split import leaks_between
 from luthier.data.stored import read_encoded, read_rows
@@ -150,6 +151,22 @@ def test_report_is_whole_html_and_shows_no_quarantined_content(mixed):
     assert not parser.open and "script" not in parser.names and "img" not in parser.names
     assert "hunter2" not in html and "http" not in html.replace("http-equiv", "")
     assert "No row of one split resembles a row of another." in html
+
+
+def test_the_report_is_no_good_news_with_many_faults_and_shares_are_of_what_was_dealt(tmp_path):
+    (tmp_path / "a.jsonl").write_text(pairs(texts(90)))
+    (tmp_path / "test.jsonl").write_text(pairs(texts(60, 1)))
+    split = {"train": 0.9, "dev": 0.1, "test": 0.0}
+    summary = run(tmp_path, train=("a.jsonl",), test=("test.jsonl",), split=split)
+    summary.warnings.clear()  # one answer to everything: not the matter here
+    html = data_report(summary, {}, [9] * 150, [])
+    assert 'class="banner good"' in html
+    share = summary.splits["train"] / 90
+    assert f"{share:.1%}" in html and f"{summary.splits['train'] / 150:.1%}" not in html and "as given" in html
+    fault = Entry("a.jsonl", 1, 0, 1, "not valid JSON", "not valid JSON", "", is_fault=True)
+    assert 'class="banner warn"' in data_report(summary, {}, [9] * 150, [fault] * 8)
+    by_rule = [dataclasses.replace(fault, is_fault=False, reason="over length")] * 8
+    assert 'class="banner good"' in data_report(summary, {}, [9] * 150, by_rule)
 
 
 def test_test_files_stay_and_leaks_leave_training(tmp_path):
