@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from luthier.data.spool import HELD_BYTES
 from luthier.errors import ArtifactError, DataError
 from luthier.types import EncodedRow, Row
 
-WRITTEN_AT_ONCE = 4096
+TOKENS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -134,15 +133,11 @@ def check_prepared(folder: Path) -> None:
 
 def write_encoded(folder: Path, split: str, rows: Iterable[EncodedRow]) -> None:
     """Writes the arrays of a split into `folder`, some rows at a time."""
-    stream = iter(rows)
     arrays = {name: GrowingArray(folder / f"tokens-{split}.{name}.npy") for name in _NAMES}
     weights = folder / f"tokens-{split}.weights.npy"
     grown: GrowingArray | None = None
     num_tokens = 0
-    while True:
-        some = EncodedSet.of(list(islice(stream, WRITTEN_AT_ONCE)))
-        if not len(some) and num_tokens:
-            break
+    for some in map(EncodedSet.of, _batches(rows)):
         arrays["ids"].append(some.ids)
         arrays["trained"].append(some.trained)
         arrays["offsets"].append(some.offsets[bool(num_tokens) :] + num_tokens)
@@ -153,10 +148,22 @@ def write_encoded(folder: Path, split: str, rows: Iterable[EncodedRow]) -> None:
         if grown is not None:
             grown.append(np.ones(len(some.ids), dtype=np.float32) if some.weights is None else some.weights)
         num_tokens += some.num_tokens
-        if not len(some):
-            break
     for array in (*arrays.values(), *([grown] if grown else [])):
         array.close()
+
+
+def _batches(rows: Iterable[EncodedRow]) -> Iterator[list[EncodedRow]]:
+    """The rows in batches of about TOKENS_AT_ONCE tokens; one empty batch where there are none."""
+    some: list[EncodedRow] = []
+    num_tokens, is_first = 0, True
+    for row in rows:
+        some.append(row)
+        num_tokens += sum(len(sequence.ids) for sequence in row.sequences)
+        if num_tokens >= TOKENS_AT_ONCE:
+            yield some
+            some, num_tokens, is_first = [], 0, False
+    if some or is_first:
+        yield some
 
 
 class GrowingArray:

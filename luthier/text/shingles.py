@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,10 @@ from luthier.text.normalise import normalise
 
 SIZE = 3
 HASH_BITS = 48
+MAX_TEXTS_AT_ONCE = (1 << (64 - HASH_BITS)) - 1
 BATCH_TEXTS = 4096
+CHARS_AT_ONCE = 1 << 21
+"""Of so many characters (or of one text) the words lie in memory at once: about 60 bytes a word."""
 HELD_SHINGLES = 1 << 24
 """So many hashes (8 bytes each) of one collection stay in memory; the others are made again when they are needed."""
 BOILERPLATE_SHARE, MIN_BOILERPLATE_TEXTS, MAX_SAMPLE_TEXTS = 0.3, 50, 10_000
@@ -69,9 +72,20 @@ class ShingleSets:
         return ShingleSets(self.hashes[places], starts)
 
 
-def shingle_sets(texts: Sequence[str]) -> ShingleSets:
-    """The word n-grams of at most 2 ** 16 texts; a text of fewer words is one shingle; one without words is its
-    symbols; an empty one has none."""
+def shingle_sets(texts: Iterable[str]) -> ShingleSets:
+    """The word n-grams of each text; a text of fewer words is one shingle; one without words is its symbols; an empty
+    one has none."""
+    parts, some, num_chars = [], [], 0
+    for text in texts:
+        some.append(text)
+        num_chars += len(text)
+        if num_chars >= CHARS_AT_ONCE or len(some) == MAX_TEXTS_AT_ONCE:
+            parts.append(_shingle_sets(some))
+            some, num_chars = [], 0
+    return joined([*parts, _shingle_sets(some)])
+
+
+def _shingle_sets(texts: Sequence[str]) -> ShingleSets:
     words_of_text = [_words(text) for text in texts]
     lengths = np.fromiter(map(len, words_of_text), dtype=np.int64, count=len(texts))
     words = np.array(_hash_words(words_of_text), dtype=np.uint64)

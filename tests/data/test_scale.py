@@ -62,9 +62,10 @@ def outcome(folder, name, test=(), **settings):
 def test_the_folder_does_not_depend_on_chunks_or_on_what_is_held(folder, monkeypatch, settings):
     whole = outcome(folder, "whole", **settings)
     assert len(read_quarantine(folder / "whole" / "quarantine.jsonl")) > 50
-    for number, (rows, held, written, batch) in enumerate([(1, 0, 3, 5), (37, 1000, 7, 64), (128, 1, 1, 4096)]):
+    for number, (rows, held, tokens, batch) in enumerate([(1, 0, 60, 5), (37, 1000, 300, 64), (128, 1, 1, 4096)]):
         monkeypatch.setattr(chunks, "CHUNK_ROWS", rows)
-        monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", written)
+        monkeypatch.setattr(stored, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(shingles, "CHARS_AT_ONCE", 7 * tokens)
         monkeypatch.setattr(shingles, "BATCH_TEXTS", batch)
         for module in (spool, stored):
             monkeypatch.setattr(module, "HELD_BYTES", held + 1)
@@ -83,6 +84,7 @@ from luthier.text import shingles
 from tests.data.stub import WordCodec
 spool.HELD_BYTES = stored.HELD_BYTES = 1 << 20
 shingles.HELD_SHINGLES = 1 << 16
+stored.TOKENS_AT_ONCE, shingles.CHARS_AT_ONCE = 1 << 14, 1 << 18  # buffers that are full in both runs
 folder = Path(sys.argv[1])
 spec = DataSpec(train=("rows.jsonl",), workers=1)
 prepare(spec, codec=WordCodec(), sequence_len=512, out=folder / "out", base_dir=folder)
@@ -92,6 +94,7 @@ print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of a process is read from /proc")
+@pytest.mark.slow
 def test_a_row_more_costs_a_few_hundred_bytes(tmp_path):
     peak_kb, rng = {}, random.Random(5)
     for num_rows in (4_000, 20_000):

@@ -30,7 +30,7 @@ def test_the_stage_is_the_same_on_disk_and_in_memory(luthier, tmp_path, tiny_bas
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 17)
     monkeypatch.setattr(shingles, "BATCH_TEXTS", 32)
     monkeypatch.setattr(shingles, "HELD_SHINGLES", 0)
-    monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 5)
+    monkeypatch.setattr(stored, "TOKENS_AT_ONCE", 90)
     for module in (spool, stored):
         monkeypatch.setattr(module, "HELD_BYTES", 1)
     assert prepared(luthier, tmp_path / "disk" / "p", tiny_base, "--set", "data.workers=2") == whole
