@@ -47,6 +47,7 @@ def test_a_length_curriculum_goes_up_once():
     packs = epoch_by_length(encoded, 256, seed=3, epoch=0)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
     assert all(len(pack) == 1 or sum(lengths[index] for index in pack) <= 256 for pack in packs)
+    assert max(lengths[index] for index in packs[0]) < min(lengths[index] for index in packs[-1])
     means = [sum(lengths[index] for index in pack) / len(pack) for pack in packs]
     assert means == sorted(means) and means[-1] > 2 * means[0]
     shuffled = epoch_batches(encoded, 256, seed=3, epoch=0)

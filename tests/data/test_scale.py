@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 
@@ -22,6 +23,7 @@ from luthier.data.spool import Spool
 from luthier.data.workers import in_order
 from luthier.errors import LuthierError
 from luthier.text import shingles
+from luthier.types import EncodedRow
 from tests.data.stub import WordCodec
 from tests.data.test_split import item
 
@@ -46,6 +48,21 @@ def folder(tmp_path):
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
     (tmp_path / "new.csv").write_text("prompt\n" + "".join(f"{t}\n" for t in texts[4:9]) + "is this new?\n")
     return tmp_path
+
+
+def test_token_sequences_come_back_as_they_went():
+    """Ids, mask, weights and companions, also those of a row with two sequences."""
+    other = EncodedRow("a", (9, 8), (False, True), (0.25, 1.0))
+    rows = [
+        [EncodedRow("a", (1, 70_000, 3), (False, True, True), companions=(other,))],
+        [EncodedRow("b", (5, 6, 7), (False, False, True)), EncodedRow("b#1", (7, 6), (False, True))],
+    ]
+    store = RowStore()
+    store.add([packed(item("a")), packed(item("b"))], [1, 2])
+    for number, sequences in enumerate(rows):
+        store.add_encoded(number, sequences)
+    assert list(store.sequences(np.array([1, 0]))) == rows[::-1]
+    assert list(store.trained) == [3, 2] and list(store.totals) == [5, 5] and list(store.longest) == [3, 3]
 
 
 def outcome(folder, name, test=(), **settings):
