@@ -54,6 +54,7 @@ def sandbox():
         yield opened
 
 
+@pytest.mark.slow
 def test_the_generator_writes_the_same_bytes_again(tmp_path):
     subprocess.run([sys.executable, FOLDER / "generate.py", tmp_path], check=True)
     for name in ROWS:

@@ -89,6 +89,7 @@ def test_notes_and_documents_are_no_variations_of_one_another(rows):
         assert len(near) <= MAX_NEAR_DUPLICATES * len(texts)
 
 
+@pytest.mark.slow
 def test_the_rows_prepare(tmp_path, tiny_base, luthier):
     for file, splits, more in (
         ("corpus.yaml", {"train": 573, "dev": 32, "test": 50}, ()),

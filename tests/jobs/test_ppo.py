@@ -79,9 +79,8 @@ def test_ppo_lifts_the_held_out_reward_beyond_its_interval(project, luthier, bas
     load_adapter(load_model(base), folder / "adapter")
 
 
-@pytest.mark.parametrize(
-    "place", ["models/sampler.py:_choose:15", pytest.param("engine/checkpoint.py:save:2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["models/sampler.py:_choose:15", "engine/checkpoint.py:save:2"])
 def test_a_run_that_was_killed_ends_bit_for_bit_as_if_it_were_not(project, luthier, place):
     """By SIGKILL: while the answers of the third round are sampled; between two steps of the second round, before its
     checkpoint is written.

@@ -201,7 +201,7 @@ def cli(*arguments, cwd=None):
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_the_next_run_equals_an_uninterrupted_one(tmp_path, toy_base, luthier):
-    slow = ("--set", "train.num_epochs=40", "--set", "adapter.lora_dropout=0.1")
+    slow = ("--set", "train.num_epochs=20", "--set", "adapter.lora_dropout=0.1")
     path = write_project(tmp_path / "a", toy_base, make_texts(300, seed=14))
     child = cli("train", "-c", path, *slow)
     deadline = time.monotonic() + 120

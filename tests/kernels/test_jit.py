@@ -29,7 +29,7 @@ def test_without_a_place_for_its_machine_code_a_loop_is_compiled_all_the_same():
     assert double(np.float32(1.5)) == 3.0 and double.signatures
 
 
-@pytest.mark.parametrize(("kind", "num_bytes"), [("nbi", 0), ("nbc", 100)])
+@pytest.mark.parametrize(("kind", "num_bytes"), [("nbi", 0), pytest.param("nbc", 100, marks=pytest.mark.slow)])
 def test_torn_machine_code_is_made_again(tmp_path, kind, num_bytes):
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
 
