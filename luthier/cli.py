@@ -2,7 +2,7 @@
 torch.
 
 Exit codes: 0 done (a verdict of SHIP_TUNE for run, evaluate and decide), 10 SHIP_PROMPT, 11 SHIP_NOTHING,
-12 INCONCLUSIVE, 20 verify found a broken link, 74 a checkpoint could not be written (those before it stand),
+12 INCONCLUSIVE, 20 verify found a broken link, 74 a disk that refuses (what stood before stands),
 75 interrupted and resumable, 1 crash, 2 usage.
 """
 
@@ -33,7 +33,7 @@ import typer
 
 from luthier import __version__
 from luthier.config.secrets import redact
-from luthier.errors import MACHINE_ERRORS, Interrupted, LuthierError
+from luthier.errors import DISK_REFUSES, MACHINE_ERRORS, Interrupted, LuthierError
 
 app = typer.Typer(
     name="luthier",
@@ -390,7 +390,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             _say("error", f"{error.filename or 'writing'}: {error.strerror}")
             _say("hint", MACHINE_ERRORS[error.errno])
-            sys.exit(1)
+            sys.exit(DISK_REFUSES)
         _say("error", f"internal: {type(error).__name__}: {error}")
         _say("hint", f"this is a bug in luthier; please report it with {_crash_report(error)}")
         sys.exit(1)

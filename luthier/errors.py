@@ -19,6 +19,7 @@ MACHINE_ERRORS = {
     errno.EIO: "look after the disk, then run the same command again: finished stages stand",
 }
 """Errors of the machine, not of luthier: errno -> next move."""
+DISK_REFUSES = 74  # EX_IOERR of sysexits.h
 
 
 class LuthierError(Exception):

@@ -50,7 +50,7 @@ FOOT = """
 The hard failures of HF Trainer in R1 that were looked into have one cause: the newest `checkpoint-N` counts as whole
 without a look inside ([transformers#35525](https://github.com/huggingface/transformers/issues/35525)). Its checkpoints
 have more files and more writes, hence more trials. Exit code 0 in R6: the error came to a `mkdir` of a folder that was
-there already.
+there already; 1: to the loop's log, which the command line ends with 74 as well.
 
 No failure in n trials bounds the chance of one at 3/n (95%), not at zero. A process is killed, not the machine: what
 the kernel had taken but not yet written is not lost, so a power failure is not tested. safetensors renames its finished

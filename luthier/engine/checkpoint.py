@@ -27,7 +27,7 @@ from torch import Tensor
 
 from luthier.engine.guard import check_guard
 from luthier.engine.state import RunState
-from luthier.errors import ArtifactError, TrainError
+from luthier.errors import DISK_REFUSES, ArtifactError, TrainError
 from luthier.store.publish import publishing, read_manifest, remove, sweep, verify_folder
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _SPARE_SHARE, _SPARE_BYTES = 0.2, 1 << 20
 class SaveFailed(TrainError):
     """A checkpoint could not be written. Those before it stand."""
 
-    exit_code = 74
+    exit_code = DISK_REFUSES
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def test_a_full_disk_is_not_called_a_bug():
         "cli._job = full\nsys.argv = ['luthier', 'doctor']\ncli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "runs/x: No space left" in done.stderr and "internal" not in done.stderr
+    assert done.returncode == 74 and "runs/x: No space left" in done.stderr and "internal" not in done.stderr
 
 
 def test_a_terminal_without_the_letter_does_not_end_the_run(tmp_path):
