@@ -1,6 +1,6 @@
 """Section `data`: which files, how their rows are read, cleaned, grouped and split."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -116,15 +116,8 @@ class DataSpec(Spec):
     """Accept a run without a dev split; the verdict is then forfeited (inconclusive)."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
     """Use only this many kept training rows (chosen by hash), for a quick try."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes that read, clean and check rows; null = one for each processor, at most 8. The result is the same."""
     max_quarantine_share: Share = 0.2
     """Refuse to go on when more than this share of the rows is bad (duplicates not counted)."""
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """The keys that decide what is prepared, JSON-able: all but the number of processes."""
-        return self.model_dump(mode="json", exclude={"workers"})
 
     @model_validator(mode="after")
     def _one_answer(self) -> "DataSpec":

@@ -1,7 +1,7 @@
 """The work on single rows, chunk by chunk: raw records in, usable rows out, mapped, cleaned and checked.
 
 What: `work_chunk` is a pure function from a chunk of records to packed items and everything that must be told of the
-others; it runs here or in worker processes and gives the same. Rows know nothing of one another at this stage.
+others. Rows know nothing of one another at this stage.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ from luthier.data.split import leaks_between, prompts_of
 from luthier.data.split_rows import NO_DEV, keep_frozen_out, limit_rows, split_rows
 from luthier.data.stored import row_lines, write_encoded
 from luthier.data.summary import PreparedSummary
-from luthier.data.workers import in_order, num_workers
 from luthier.errors import ArtifactError, ConfigError, DataError
 from luthier.types import Progress, Row
 
@@ -106,14 +105,14 @@ def sources_of(spec: DataSpec, base_dir: Path) -> dict[str, list[Source]]:
 
 
 def _read(run: Run) -> dict[str, Items]:
-    """role -> its usable rows, cleaned and checked. The order is that of the files, whatever the number of workers."""
+    """role -> its usable rows, cleaned and checked. In the order of the files."""
     sources = sources_of(run.spec, run.base_dir)
     general = run.spec.model_copy(update=GENERAL)
     specs = {role: general if role == "replay" else run.spec for role in sources}
     rules = Rules(run.spec, specs, frozenset({"unlabelled"}), run.base_dir, run.takes_judged)
     parts: dict[str, list[Items]] = {role: [] for role in sources}
     num_usable, told = Counter(), Told()
-    stream = in_order(work_chunk, rules, _chunks(run, rules, sources), num_workers(run.spec.workers))
+    stream = (work_chunk(rules, chunk) for chunk in _chunks(run, rules, sources))
     for worked in stream:
         parts[worked.role].append(run.store.add(worked.items, worked.ids))
         num_usable[worked.role] += worked.num_usable

@@ -8,8 +8,8 @@ of memory, whatever its length.
 from __future__ import annotations
 
 import json
-import marshal
 from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, overload
@@ -47,7 +47,7 @@ class RowStore:
     def add_encoded(self, row: int, sequences: Sequence[EncodedRow]) -> None:
         """Stores the token sequences of an item."""
         every = [one for sequence in sequences for one in sequence.sequences]
-        self._encoded_at[row] = self._encoded.append(marshal.dumps([_flat(one) for one in sequences]))
+        self._encoded_at[row] = self._encoded.append(json.dumps([_flat(one) for one in sequences]).encode())
         self.longest.append(max(len(one.ids) for one in every))
         self.totals.append(sum(len(one.ids) for one in every))
         self.trained.append(sum(sum(one.trained) for one in every))
@@ -63,7 +63,7 @@ class RowStore:
     def sequences(self, rows: np.ndarray) -> Iterator[list[EncodedRow]]:
         """The token sequences of these items."""
         for record in self._encoded.read(self.encoded_at(rows).tolist()):
-            yield [_unflat(one) for one in marshal.loads(record)]
+            yield [_unflat(one) for one in json.loads(record)]
 
     def encoded_at(self, rows: np.ndarray) -> np.ndarray:
         """Where the numbers of these items stand in longest, totals and trained; -1: not encoded."""
@@ -84,18 +84,18 @@ def unpacked(record: bytes) -> Item:
     return Item(row_from(row), Record(*place), group, stratum)
 
 
-def _flat(row: EncodedRow) -> tuple:
-    ids, trained = array("I", row.ids).tobytes(), bytes(row.trained)
-    return row.row_id, ids, trained, array("d", row.weights).tobytes(), [_flat(one) for one in row.companions]
+def _flat(row: EncodedRow) -> list[Any]:
+    parts = (array("I", row.ids), bytes(row.trained), array("d", row.weights))
+    return [row.row_id, *(b64encode(part).decode() for part in parts), [_flat(one) for one in row.companions]]
 
 
-def _unflat(value: tuple) -> EncodedRow:
+def _unflat(value: list[Any]) -> EncodedRow:
     name, ids, trained, weights, companions = value
     return EncodedRow(
         name,
-        tuple(array("I", ids)),
-        tuple(map(bool, trained)),
-        tuple(array("d", weights)),
+        tuple(array("I", b64decode(ids))),
+        tuple(map(bool, b64decode(trained))),
+        tuple(array("d", b64decode(weights))),
         tuple(_unflat(one) for one in companions),
     )
 

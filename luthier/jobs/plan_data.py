@@ -52,7 +52,7 @@ def _prepared_folder(project: Project, tokenizer: Tokenizer | None) -> Path | No
         for one in find_sources(getattr(data, role), role, project.folder, allow_hub=data.allow_hub)
     ]
     wanted = {
-        "data": data.deciding,
+        "data": data.model_dump(mode="json"),
         "sequence_len": project.spec.longest_row,
         "rows_become": rows_become(project.spec.loss),
     }

@@ -35,7 +35,7 @@ def prepare_stage(project: Project, opened: OpenBase) -> Stage:
     data, sequence_len = project.spec.data, project.spec.longest_row
     files = _files(data, project.folder)
     inputs = {
-        "data": data.deciding,
+        "data": data.model_dump(mode="json"),
         "sequence_len": sequence_len,
         "rows_become": rows_become(project.spec.loss),
         "tokenizer": opened.tokenizer.digest,

@@ -1,17 +1,14 @@
-"""Rows beyond memory: the same folder, byte for byte, whatever the number of processes, the chunks and what is held."""
+"""Rows beyond memory: the same folder, byte for byte, whatever the chunks and what is held."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
-import psutil
 import pytest
 
 from luthier.config.data import DataSpec
@@ -20,8 +17,6 @@ from luthier.data.prepare import prepare
 from luthier.data.quarantine import read_quarantine
 from luthier.data.spill import Joined, RowStore, packed, unpacked
 from luthier.data.spool import Spool
-from luthier.data.workers import in_order
-from luthier.errors import LuthierError
 from luthier.text import shingles
 from luthier.types import EncodedRow
 from tests.data.stub import WordCodec
@@ -87,7 +82,7 @@ def test_the_folder_does_not_depend_on_chunks_or_on_what_is_held(folder, monkeyp
         for module in (spool, stored):
             monkeypatch.setattr(module, "HELD_BYTES", held + 1)
         monkeypatch.setattr(shingles, "HELD_SHINGLES", held)
-        again = outcome(folder, f"run{number}", workers=1, **settings)
+        again = outcome(folder, f"run{number}", **settings)
         assert again == whole
 
 
@@ -103,7 +98,7 @@ spool.HELD_BYTES = stored.HELD_BYTES = 1 << 20
 shingles.HELD_SHINGLES = 1 << 16
 stored.TOKENS_AT_ONCE, shingles.CHARS_AT_ONCE = 1 << 14, 1 << 18  # buffers that are full in both runs
 folder = Path(sys.argv[1])
-spec = DataSpec(train=("rows.jsonl",), workers=1)
+spec = DataSpec(train=("rows.jsonl",))
 prepare(spec, codec=WordCodec(), sequence_len=512, out=folder / "out", base_dir=folder)
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
@@ -124,50 +119,6 @@ def test_a_row_more_costs_a_few_hundred_bytes(tmp_path):
         done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
         peak_kb[num_rows] = int(done.stdout)
     assert (peak_kb[20_000] - peak_kb[4_000]) * 1024 / 16_000 < 700, peak_kb  # a row's own text: 1,100 bytes
-
-
-def test_two_processes_write_the_same_folder(folder, monkeypatch):
-    whole = outcome(folder, "one", workers=1)
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 23)
-    assert outcome(folder, "two", workers=2) == whole
-
-
-def _die(state, chunk):
-    if chunk == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return state + chunk
-
-
-def test_a_killed_worker_is_an_error_and_results_keep_their_order():
-    assert list(in_order(_die, 10, range(9), 2)) == list(range(10, 19))
-    with pytest.raises(LuthierError, match="worker process ended"):
-        list(in_order(_die, 10, range(8, 16), 2))
-    with pytest.raises(LuthierError, match="the chunk"):
-        list(in_order(_refuse, 0, [0, 0, 0, 0, 0, 1], 2))
-
-
-def test_workers_end_with_a_killed_parent(tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import os, time\nfrom luthier.data.workers import in_order\n"
-        "def work(state, chunk):\n    print(os.getpid(), flush=True)\n    time.sleep(0.01 if chunk < 4 else 60)\n"
-        "if __name__ == '__main__':\n    list(in_order(work, 0, range(12), 2))\n"
-    )
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    workers = {int(parent.stdout.readline()) for _ in range(6)} - {parent.pid}
-    assert len(workers) == 2
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(map(psutil.pid_exists, workers)):
-        time.sleep(0.05)
-    assert not any(map(psutil.pid_exists, workers))
-
-
-def _refuse(state, chunk):
-    if chunk:
-        raise LuthierError("the chunk is no good", hint="none")
 
 
 def test_spools_and_views(monkeypatch):
