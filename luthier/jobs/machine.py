@@ -29,9 +29,10 @@ def keep(profile: MachineProfile, shapes: Shapes) -> None:
     path = probe_file(shapes)
     try:
         write_atomic(path, json.dumps(dataclasses.asdict(profile), indent=1) + "\n")
-    except OSError as error:
+    except (OSError, ConfigError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{path}: the probe's figures cannot be kept for luthier plan ({error.strerror})",
+            f"{path}: the probe's figures cannot be kept for luthier plan ({why})",
             hint="LUTHIER_CACHE may name a folder that you own",
         ) from None
 
