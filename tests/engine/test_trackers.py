@@ -52,6 +52,7 @@ def _wandb_records(path):
             place += 32768 - place % 32768
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path, monkeypatch):
     """An offline run folder with every step's loss in it; nothing is sent."""
     monkeypatch.delenv("WANDB_MODE", raising=False)

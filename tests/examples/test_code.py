@@ -93,6 +93,7 @@ def test_inputs_are_varied():
     assert len({*pairs.i.tolist(), *pairs.j.tolist()}) <= 0.1 * len(texts)
 
 
+@pytest.mark.slow
 def test_all_rows_are_kept(luthier, tiny_base, tmp_path):
     tokens = ("train.sequence_len=4096", "train.micro_batch_tokens=4096")  # the tiny tokenizer needs more of them
     changes = (f"output_dir={tmp_path}", f"model.base={tiny_base}", *tokens)

@@ -135,6 +135,7 @@ def options(tiny_base, tmp_path_factory):
     return [word for key, value in more.items() for word in ("--set", f"{key}={value}")]
 
 
+@pytest.mark.slow
 def test_all_rows_are_accounted_for(options):
     done = CliRunner().invoke(app, ["prepare", "-c", str(FOLDER / "luthier.yaml"), *map(str, options)])
     assert done.exit_code == 0, done.output

@@ -26,6 +26,7 @@ def test_a_healthy_run_and_its_closing_card(tmp_path, toy_base, luthier):
     assert findings(luthier, project) == []
 
 
+@pytest.mark.slow
 def test_a_run_on_wrong_labels_overfits_and_the_next_move_is_a_diff(tmp_path, toy_base, luthier):
     rng = random.Random(0)
     pairs = [(t, FLIPPED[x] if rng.random() < 0.35 else x) for t, x in make_texts(300, seed=3)]

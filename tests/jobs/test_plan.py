@@ -67,6 +67,7 @@ def test_json_holds_everything(folder):
     assert value["workload"]["num_rows"] == 96  # 0.8 of 120
 
 
+@pytest.mark.slow
 def test_rows_that_training_never_sees_are_not_counted(folder):
     with open(folder / "rows.jsonl", "a") as file:
         for i in range(40):

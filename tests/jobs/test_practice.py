@@ -103,6 +103,7 @@ def test_the_advisory_gate_is_said_and_blocks_nothing(toy_base, tmp_path, luthie
     assert (tmp_path / "again.json").read_text() == (folder / "verdict.json").read_text()
 
 
+@pytest.mark.slow
 def test_lr_probe_proposes_a_diff_and_leaves_no_stage(toy_base, tmp_path, luthier):
     project = write_project(tmp_path, toy_base, make_texts(60, seed=3))
     page = tmp_path / "rates.html"

@@ -89,6 +89,7 @@ def test_rows_that_prove_nothing_are_refused_before_training(luthier, tiny_base,
     assert not list(path.parent.glob("runs/train-*"))
 
 
+@pytest.mark.slow
 def test_answers_may_import_the_modules_of_the_project(luthier, tiny_base, tmp_path):
     rows = [
         {"text": text, "code": "a=1", "tests": "import api\nassert api.N == a"} for text, _ in make_texts(40, seed=14)
