@@ -107,9 +107,9 @@ print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of a process is read from /proc")
 @pytest.mark.slow
-def test_a_row_more_costs_a_few_hundred_bytes(tmp_path):
+def test_a_row_more_costs_less_than_its_own_text(tmp_path):
     peak_kb, rng = {}, random.Random(5)
-    for num_rows in (4_000, 20_000):
+    for num_rows in (20_000, 60_000):
         folder = tmp_path / str(num_rows)
         (folder / "out").mkdir(parents=True)
         with (folder / "rows.jsonl").open("w") as file:
@@ -118,7 +118,7 @@ def test_a_row_more_costs_a_few_hundred_bytes(tmp_path):
                 file.write(json.dumps({"prompt": text, "completion": "yes", "note": "x" * 1000}) + "\n")
         done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
         peak_kb[num_rows] = int(done.stdout)
-    assert (peak_kb[20_000] - peak_kb[4_000]) * 1024 / 16_000 < 700, peak_kb  # a row's own text: 1,100 bytes
+    assert (peak_kb[60_000] - peak_kb[20_000]) * 1024 / 40_000 < 1000, peak_kb  # its own text: 1,100 bytes
 
 
 def test_spools_and_views(monkeypatch):
