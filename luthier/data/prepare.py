@@ -2,8 +2,8 @@
 
 read -> map -> clean -> check -> deduplicate -> remove leaks into the test set -> tokenise and hold against sequence_len
 -> group and split, with proof -> keep frozen rows out -> mix -> measure -> write. Every row that is read ends in a
-split or in quarantine.jsonl, per file; that law is checked before anything is written. Files are streamed through
-worker processes, rows lie in spools on disk, and every step reads them again: memory holds some 100 bytes a row.
+split or in quarantine.jsonl, per file; that law is checked before anything is written. Files are read as streams,
+rows lie in spools on disk, and every step reads them again: what memory holds of a row does not grow with its length.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ def _read(run: Run) -> dict[str, Items]:
     rules = Rules(run.spec, specs, frozenset({"unlabelled"}), run.base_dir, run.takes_judged)
     parts: dict[str, list[Items]] = {role: [] for role in sources}
     num_usable, told = Counter(), Told()
-    stream = (work_chunk(rules, chunk) for chunk in _chunks(run, rules, sources))
-    for worked in stream:
+    for worked in (work_chunk(rules, chunk) for chunk in _chunks(run, rules, sources)):
         parts[worked.role].append(run.store.add(worked.items, worked.ids))
         num_usable[worked.role] += worked.num_usable
         for entry in worked.set_aside:

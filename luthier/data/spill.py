@@ -1,8 +1,8 @@
 """Rows of a preparation that need not fit into memory, and views on some of them.
 
 What: `RowStore` holds the items of a run and their token sequences in spools, and a few numbers of each in memory;
-`Items` and `EncodedItems` are sequences over some of its rows, read when they are asked for. A row costs some 100 bytes
-of memory, whatever its length.
+`Items` and `EncodedItems` are sequences over some of its rows, read when they are asked for. What a row costs of memory
+does not grow with its length.
 """
 
 from __future__ import annotations
