@@ -45,6 +45,7 @@ class Row:
     rejected: the turns after the same prompt that were not preferred; `messages` then ends with the preferred ones.
     label: whether the answer is desirable (unpaired preference). segments: `text` in pieces, (text, trained).
     steps: the last answer in pieces, (text, is right), for step-wise rewards.
+    is_replay: general data mixed in against forgetting: it trains, and never stands for the task.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Row:
     label: bool | None = None
     segments: tuple[tuple[str, bool], ...] = ()
     steps: tuple[tuple[str, bool], ...] = ()
+    is_replay: bool = False
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SEED, SLIP = 5, 1 / 14
-NUM_REPLIES, NUM_DEV_REPLIES, NUM_THUMBS, NUM_TEST = 640, 40, 790, 210
+NUM_REPLIES, NUM_DEV_REPLIES, NUM_THUMBS, NUM_TEST = 640, 40, 900, 210
 TEST_STORIES = 12  # the last ones, told in test questions alone
 MAX_WORDS = 40  # of a crisp answer
 TOOLS = """hammer drill|belt sander|circular saw|tile cutter|hedge trimmer|pressure washer|chainsaw|wallpaper steamer|

@@ -38,7 +38,7 @@ class Rules:
     def loader(self, role: str, quarantine: Quarantine) -> Loader:
         """A loader for the files of a role."""
         how = {"needs_answer": role not in self.unanswered, "takes_judged": self.takes_judged}
-        return Loader(self.specs[role], self.base_dir, quarantine, **how)
+        return Loader(self.specs[role], self.base_dir, quarantine, **how, is_replay=role == "replay")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def look(path: Path) -> Look:
 
 class Loader:
     """Reads files of one role by one spec. needs_answer: False for prompts only. takes_judged: the objective learns
-    from compared or judged answers, so these are what is read.
+    from compared or judged answers, so these are what is read. is_replay: general rows, marked so.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Loader:
         *,
         needs_answer: bool = True,
         takes_judged: bool = False,
+        is_replay: bool = False,
     ) -> None:
         schema = load_schema(base_dir / spec.json_schema) if spec.json_schema else None
         if spec.json_fields and not spec.prompt:
@@ -107,7 +108,7 @@ class Loader:
         self._columns = ColumnsReader(spec.prompt, answerer) if spec.prompt else None
         self._schema, self._schema_check = schema, SchemaCheck(schema) if schema and needs_answer else None
         self._spec, self._quarantine, self._needs_answer = spec, quarantine, needs_answer
-        self._takes_judged = takes_judged
+        self._takes_judged, self._is_replay = takes_judged, is_replay
         self.counts: Counter[str] = Counter()
 
     def load(self, source: Source) -> tuple[list[Item], FileReport]:
@@ -194,6 +195,7 @@ class Loader:
             label=content.label,
             segments=content.segments,
             steps=content.steps,
+            is_replay=self._is_replay,
         )
         return Item(row, replace(record, value=None), self._group(value), self._stratum(value))
 

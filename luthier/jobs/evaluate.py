@@ -143,6 +143,7 @@ def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, fold
     base = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=size)
     tuned = load_sampler(tune.model or opened.base.folder, opened.codec, "tuned", batch_size=size, adapter=tune.adapter)
     rows = {name: read_rows(prepared.folder, name) for name in ("test", "dev", "train", "unlabelled")}
+    rows["train"] = [row for row in rows["train"] if not row.is_replay]  # no shot, no baseline of the task
     cases = {n: cases_from_rows(part, schema, labelled=n != "unlabelled") for n, part in rows.items()}
     context = Context(
         run_id=prepared.folder.name,

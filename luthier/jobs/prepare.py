@@ -22,7 +22,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file
 from luthier.text.terms import read_terms
 
-VERSION = 6
+VERSION = 7
 
 
 def prepare(project: Project) -> None:

@@ -147,6 +147,31 @@ def test_the_same_model_twice_does_not_ship(tmp_path, toy_base, luthier):
     assert result.exit_code in (11, 12), result.output
 
 
+def test_replayed_rows_train_and_never_stand_for_the_task(tmp_path, toy_base, luthier):
+    """Documents, which hold no prompt, and conversations, which could be taken for shots; more than task rows."""
+    path = write_project(tmp_path, toy_base, make_texts(60, seed=12))
+    told = [{"text": f"{text} was told of {number} hills"} for number, (text, _) in enumerate(make_texts(60, seed=13))]
+    said = [{"prompt": f"say {text}", "completion": "chatter"} for text, _ in make_texts(60, seed=14)]
+    for name, rows in (("told", told), ("said", said)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (
+        "data.mix.replay.files=[told.jsonl, said.jsonl]",
+        "data.mix.replay.share=0.75",
+        "evaluate.prompt.shots=[4]",
+    )
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    result = luthier("evaluate", "-c", path, "--model", toy_base, *arguments)
+    assert result.exit_code in (11, 12), result.output
+    folder = only(tmp_path / "runs", "prepare-*")
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    mixed = [row["source"] for row in rows if row["is_replay"]]
+    assert len(mixed) == 90 and set(mixed) == {"told.jsonl", "said.jsonl"}
+    lines = (only(tmp_path / "runs", "evaluate-*") / "samples.jsonl").read_text().splitlines()
+    header = json.loads(lines[0])
+    assert len(header["winning_prompt"]) >= 8 and header["data"]["num_train"] == 30
+    assert "chatter" not in json.dumps(header["winning_prompt"])
+
+
 def test_two_tunes_of_two_seeds_do_not_ship_over_one_another(shipped, tmp_path, toy_base, luthier):
     """A/A of training: the second tune is judged with the first one as its base."""
     path, _ = shipped
