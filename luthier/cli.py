@@ -48,6 +48,7 @@ app.add_typer(config_app, name="config")
 data_app = typer.Typer(help="Hold data against traffic or other data; freeze rows.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")]
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project file.")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be repeated.")
@@ -92,9 +93,7 @@ def _top(
 @app.command()
 def init(
     files: Annotated[list[Path], typer.Argument(help="Your data: CSV, JSON, JSONL, Parquet or Arrow files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path(
-        "luthier.yaml"
-    ),
+    output: Output = Path("luthier.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented project file from a look at your data."""
@@ -116,9 +115,7 @@ def convert(
 @app.command(name="import")
 def import_(
     source: Annotated[Path, typer.Argument(help="An Axolotl YAML.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the project file.")] = Path(
-        "luthier.yaml"
-    ),
+    output: Output = Path("luthier.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a project file from an Axolotl configuration; each key without a counterpart is named."""
@@ -126,10 +123,22 @@ def import_(
 
 
 @app.command()
-def run(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES, profile: Profile = 0) -> None:
+def run(
+    config: Config = Path("luthier.yaml"),
+    overrides: Set = NO_OVERRIDES,
+    profile: Profile = 0,
+    pilot: Annotated[bool, typer.Option("--pilot", help="One small run instead: 1,000 rows, r 8, one epoch.")] = False,
+) -> None:
     """The main job: prepare, train, build, evaluate, publish. Skips stages whose inputs have not changed."""
-    began = time.perf_counter()
-    raise typer.Exit(_job("run").run(_project(config, overrides), profile=profile, began=began))
+    began, project = time.perf_counter(), _project(config, overrides)
+    job = _job("pilot").pilot if pilot else _job("run").run
+    raise typer.Exit(job(project, profile=profile, began=began))
+
+
+@app.command()
+def ladder(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) -> None:
+    """Small runs one step apart: do more rows, rank or epochs help? Ends in a diff; judged on dev rows alone."""
+    _job("ladder").ladder(_project(config, overrides))
 
 
 @app.command()
@@ -155,9 +164,7 @@ def build(config: Config = Path("luthier.yaml"), overrides: Set = NO_OVERRIDES) 
 def evaluate(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
-    adapter: Annotated[
-        Path | None, typer.Option(help="Judge this PEFT adapter folder instead of this project's.")
-    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Judge this PEFT adapter folder instead.")] = None,
     model: Annotated[Path | None, typer.Option(help="Judge this model folder instead of this project's.")] = None,
 ) -> None:
     """Judge base, best prompt and tune on the sealed test rows; end with a verdict."""
@@ -177,9 +184,7 @@ def decide(
 def chat(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
-    model: Annotated[
-        Path | None, typer.Option(help="Talk to this model folder instead of the project's build.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Talk to this model folder instead of the build.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Talk to the untuned base.")] = False,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say this one thing and exit.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -207,10 +212,7 @@ def plan(
     monthly_requests: Annotated[
         int | None, typer.Option(min=1, help="Compare the monthly cost of serving this many requests.")
     ] = None,
-    assume: Annotated[
-        list[str],
-        typer.Option(metavar="KEY=VALUE", help="Another price or size of that comparison."),
-    ] = NO_OVERRIDES,
+    assume: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Another price or size of it.")] = NO_OVERRIDES,
     probe: Annotated[bool, typer.Option("--probe", help="Time this machine's products first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -233,7 +235,7 @@ def recommend(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the project file with the knobs filled in.")
+        Path | None, typer.Option("--output", "-o", help="Also write the filled-in project file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:

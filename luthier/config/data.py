@@ -115,7 +115,10 @@ class DataSpec(Spec):
     allow_no_dev: bool = False
     """Accept a run without a dev split; the verdict is then forfeited (inconclusive)."""
     limit_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only this many kept training rows (chosen by hash), for a quick try."""
+    """Use only this many kept training rows, group by group in an order that split_seed draws, for a quick try: a
+    smaller limit takes part of what a larger one takes."""
+    limit_dev_rows: Annotated[int, Field(ge=1)] | None = None
+    """The same of dev rows, where the dev split is larger than an evaluation while training should be."""
     max_quarantine_share: Share = 0.2
     """Refuse to go on when more than this share of the rows is bad (duplicates not counted)."""
 

@@ -75,7 +75,7 @@ def prepare(
     }
     refuse_too_many_faults(run)
     splits = keep_frozen_out(run, split_rows(run, fitting["train"], of_role["test"]))
-    splits["train"] = limit_rows(run, splits["train"])
+    splits = limit_rows(run, splits)
     seen = mix_rows(run, splits, fitting["replay"])
     rest = _unlabelled(run, rows["unlabelled"], splits)
     _finish(run, splits, seen, rest)

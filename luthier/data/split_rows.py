@@ -110,18 +110,29 @@ def _repeats(run: Run) -> str:
     return f" ({num:,} of {run.summary.rows_read:,} rows repeat an earlier one and were set aside)" if num else ""
 
 
-def limit_rows(run: Run, train: EncodedItems) -> EncodedItems:
-    """At most data.limit_rows training rows, chosen by hash, in file order."""
-    limit = run.spec.limit_rows
-    if limit is None or len(train) <= limit:
-        return train
-    ids = np.array(train.store.ids, dtype=np.uint64)[train.rows].tolist()
-    rank = [hashlib.sha256(f"{run.spec.split_seed}:{number:016x}".encode()).digest() for number in ids]
-    is_chosen = np.zeros(len(train), dtype=bool)
+def limit_rows(run: Run, splits: dict[str, EncodedItems]) -> dict[str, EncodedItems]:
+    """The splits with at most data.limit_rows training and data.limit_dev_rows dev rows, in file order. Groups come in
+    an order that only data.split_seed chooses, so that a smaller limit takes part of what a larger one takes, and at
+    most one group is cut."""
+    limits = {"train": ("limit_rows", run.spec.limit_rows), "dev": ("limit_dev_rows", run.spec.limit_dev_rows)}
+    return splits | {name: _limited(run, splits[name], *limit) for name, limit in limits.items()}
+
+
+def _limited(run: Run, rows: EncodedItems, key: str, limit: int | None) -> EncodedItems:
+    if limit is None or len(rows) <= limit:
+        return rows
+    store = rows.store
+    ids, groups = (np.array(of_all, dtype=np.uint64)[rows.rows].tolist() for of_all in (store.ids, store.groups))
+    rank = [(_draw(run, group), _draw(run, number)) for group, number in zip(groups, ids, strict=True)]
+    is_chosen = np.zeros(len(rows), dtype=bool)
     is_chosen[sorted(range(len(ids)), key=rank.__getitem__)[:limit]] = True
-    for item in train.take(~is_chosen).items:
-        run.quarantine.add(item.record, "left out by data.limit_rows", is_fault=False)
-    return train.take(is_chosen)
+    for item in rows.take(~is_chosen).items:
+        run.quarantine.add(item.record, f"left out by data.{key}", is_fault=False)
+    return rows.take(is_chosen)
+
+
+def _draw(run: Run, number: int) -> bytes:
+    return hashlib.sha256(f"{run.spec.split_seed}:{number:016x}".encode()).digest()
 
 
 def keep_frozen_out(run: Run, splits: dict[str, EncodedItems]) -> dict[str, EncodedItems]:

@@ -24,13 +24,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from luthier.evaluate.compare import compare_items
 from luthier.evaluate.perplexity import Document
 from luthier.evaluate.policy import Policy
 from luthier.evaluate.samples import Question, Sample, Samples
-from luthier.graders.grader import Grader, lists_of, numbers_of
+from luthier.graders.grader import Grader
 from luthier.graders.registry import grader
 from luthier.stats.intervals import lower_rate, upper_rate
-from luthier.stats.paired import Comparison, compare, compare_corpus
+from luthier.stats.paired import Comparison
 from luthier.stats.permutation import subset_ratios
 from luthier.stats.power import detectable_effect, pairs_for_error, pairs_for_superiority, trials_for_rate
 
@@ -107,12 +108,7 @@ def superiority_gate(gate_id: str, treated: str, control: str, samples: Samples,
         arm: [answers[question.id].scores[metric.name] for question in questions] for arm, answers in sides.items()
     }
     groups = [question.group for question in questions]
-    if metric.stats is not None and metric.score is not None:
-        treated_NK, control_NK = (metric.stats(lists_of(items[arm])) for arm in (treated, control))
-        result = compare_corpus(treated_NK, control_NK, metric.score, groups, alpha=policy.level)
-    else:
-        t, c = (numbers_of(items[arm]) for arm in (treated, control))
-        result = compare(t, c, groups, binary=metric.kind == "binary", alpha=policy.level)
+    result = compare_items(metric, items[treated], items[control], groups, alpha=policy.level)
     status, reason, n_needed = judge_superiority(result, policy)
     return Gate(
         id=gate_id,

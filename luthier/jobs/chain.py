@@ -43,7 +43,7 @@ from luthier.store.publish import (
 )
 
 # What `luthier run` leaves in output_dir; profile-* and *.work are no stages.
-STAGE_FOLDER = re.compile(rf"(?:prepare|train|build|evaluate|published)-[0-9a-f]{{{KEY_CHARS}}}")
+STAGE_FOLDER = re.compile(rf"(?:prepare|train|answers|build|evaluate|published)-[0-9a-f]{{{KEY_CHARS}}}")
 _COPIED_FROM = {"adapter": "train", "merged": "build"}  # parts of a published folder and the stage that they are from
 Status = Literal["ok", "broken", "absent", "note"]
 

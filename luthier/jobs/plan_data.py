@@ -150,6 +150,8 @@ def _estimated(project: Project, tokenizer: Tokenizer | None) -> Workload:
     if data.limit_rows and num_train > data.limit_rows:
         dev_share *= num_train / data.limit_rows
         num_train = data.limit_rows
+    if data.limit_dev_rows:
+        dev_share = min(dev_share, data.limit_dev_rows / num_train)
     return estimate(
         sample.lengths,
         sum(sample.trained) / max(1, sum(sample.lengths)),

@@ -68,16 +68,23 @@ def _yaml(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def tell_settings(project: Project, settings: Sequence[tuple[str, Any]]) -> None:
-    """Other values of keys, as a diff of the project file."""
-    section = ""
+def settings_diff(project: Project, settings: Sequence[tuple[str, Any]]) -> list[str]:
+    """Other values of keys, as lines of a diff of the project file: a section, then -, then + for each key."""
+    lines, section = [], ""
     for key, value in settings:
         name, leaf = key.split(".", 1)
         if name != section:
             section = name
-            console.line(f"    {section}:", "dim")
-        console.line(f"  -   {leaf}: {json.dumps(value_of(project.spec, key))}", "red")
-        console.line(f"  +   {leaf}: {json.dumps(value)}", "green")
+            lines.append(f"    {section}:")
+        lines.append(f"  -   {leaf}: {json.dumps(value_of(project.spec, key))}")
+        lines.append(f"  +   {leaf}: {json.dumps(value)}")
+    return lines
+
+
+def tell_settings(project: Project, settings: Sequence[tuple[str, Any]]) -> None:
+    """The same on the console."""
+    for text in settings_diff(project, settings):
+        console.line(text, {"-": "red", "+": "green"}.get(text[2], "dim"))
 
 
 def _write(project: Project, changed: Sequence[Proposal], output: Path) -> None:

@@ -7,7 +7,9 @@ import gzip
 import json
 import random
 import time
+from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,8 +261,8 @@ def test_columns_schema_groups_limit_and_unlabelled(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join([*lines, f"{texts(1, 7)[0]},a,9,c1", f"{texts(1, 8)[0]},a,1,"]))
     properties = {"topic": {"enum": ["a", "b"]}, "urgency": {"type": "integer", "maximum": 3}}
     (tmp_path / "schema.json").write_text(json.dumps({"type": "object", "properties": properties}))
-    (tmp_path / "new.txt").write_text("\n".join([some[2], *texts(10, 3), texts(1, 3)[0]]))
-    (tmp_path / "new.csv").write_text("body\n" + "\n".join([some[2], *texts(10, 3), texts(1, 3)[0]]))
+    (tmp_path / "new.txt").write_text("\n".join([some[45], *texts(10, 3), texts(1, 3)[0]]))
+    (tmp_path / "new.csv").write_text("body\n" + "\n".join([some[45], *texts(10, 3), texts(1, 3)[0]]))
     spec = {
         "train": ("a.csv",), "prompt": "{body}", "json_fields": ("topic", "urgency"), "json_schema": "schema.json",
         "group_by": "customer", "stratify_by": "topic", "limit_rows": 50, "unlabelled": ("new.csv",),
@@ -285,6 +287,33 @@ def test_columns_schema_groups_limit_and_unlabelled(tmp_path):
     (tmp_path / "schema.json").write_text('{"type": "wat"}')
     with pytest.raises(DataError, match="not a JSON Schema"):
         run(tmp_path, **spec)
+
+
+def test_limited_rows_are_nested_whole_groups_and_leave_the_other_splits_alone(tmp_path):
+    """What a learning curve needs: a smaller training set is part of a larger one, near-duplicates come together, dev
+    and test are the same rows each time, and every row is accounted for."""
+    lines = [f"{text},c{i // 5}" for i, text in enumerate(texts(300))]
+    (tmp_path / "a.csv").write_text("\n".join(["body,customer", *lines]))
+    spec = {"train": ("a.csv",), "prompt": "{body}", "completion": "{customer}", "group_by": "customer"}
+    found = {}
+    for limit in (None, 120, 58, 17):
+        summary = run(tmp_path, **spec, limit_rows=limit, limit_dev_rows=12)
+        found[limit] = {name: read_rows(tmp_path / "out", name) for name in ("train", "dev", "test")}
+        left_out = summary.quarantined.get("left out by data.limit_rows", 0)
+        assert len(found[limit]["train"]) + left_out == len(found[None]["train"])
+        assert len(found[limit]["train"]) == (limit or len(found[None]["train"])) and len(found[limit]["dev"]) == 12
+        assert found[limit]["dev"] == found[None]["dev"] and found[limit]["test"] == found[None]["test"]
+    whole = Counter(row.group for row in found[None]["train"])
+    for larger, smaller in pairwise(found):
+        assert {row.id for row in found[smaller]["train"]} < {row.id for row in found[larger]["train"]}
+        kept = Counter(row.group for row in found[smaller]["train"])
+        assert sum(count < whole[group] for group, count in kept.items()) <= 1, "only one group is cut"
+    assert len({row.group for row in found[None]["dev"]}) == 3, "12 rows in groups of 5"
+    run(tmp_path, **spec, limit_rows=17)
+    assert len(read_rows(tmp_path / "out", "dev")) > 12
+    other = {row.id for row in read_rows(tmp_path / "out", "train")}
+    run(tmp_path, **spec, limit_rows=17, split_seed=1)
+    assert other != {row.id for row in read_rows(tmp_path / "out", "train")}
 
 
 def test_impossible_settings(tmp_path):
