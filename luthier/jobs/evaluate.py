@@ -118,7 +118,7 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
         "base": opened.base.digest,
         "tuned": tune.digest,
         "prepared": prepared.digest,
-        "modules": {os.path.relpath(p, project.folder): digest_file(p) for p in _module_files(project)},
+        "modules": module_digests(project),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -131,10 +131,11 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
     return run_stage(project, "evaluate", VERSION, inputs, make, pins=pins, parents=parents)
 
 
-def _module_files(project: Project) -> list[Path]:
+def module_digests(project: Project) -> dict[str, str]:
     """Python files that answers may import (evaluate.graders.unit_tests.modules): a change asks for a new verdict."""
     names = project.spec.evaluate.graders.unit_tests.modules
-    return [path for name in names for path in sorted((project.folder / name).rglob("*.py"))]
+    paths = [path for name in names for path in sorted((project.folder / name).rglob("*.py"))]
+    return {os.path.relpath(path, project.folder): digest_file(path) for path in paths}
 
 
 def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, folder: Path) -> Verdict:

@@ -17,6 +17,7 @@ from luthier.jobs.rungs import (
     Judged,
     base_answers,
     check_dev,
+    check_rung,
     figures_of,
     gain_over,
     open_small,
@@ -51,11 +52,11 @@ class Ladder:
     def gain(self, axis: Axis, lower: Rung, upper: Rung) -> Gain | None:
         """What a rung has over the one below it; None, and a line, where it cannot be run."""
         try:
-            treated = self.run(upper)
+            check_rung(self.project, self.opened, upper)
         except ConfigError as error:
             console.line(f"no further on {axis}: {error}")
             return None
-        found = gain_over(self.project, axis, lower, self.run(lower).answers, treated)
+        found = gain_over(self.project, axis, lower, self.run(lower).answers, self.run(upper))
         console.line(str(found), "bold")
         return found
 

@@ -23,13 +23,14 @@ from luthier.graders.grader import Item
 from luthier.graders.registry import grader
 from luthier.jobs import console
 from luthier.jobs.device import choose_device
+from luthier.jobs.evaluate import module_digests
 from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
 from luthier.jobs.objective import check_answers
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import check_method, train_stage
-from luthier.plan.ladder import ALPHA, DEV_ROWS, Axis, Gain, Rung, settings_of
+from luthier.plan.ladder import ALPHA, DEV_ROWS, Axis, Gain, Rung, first_rung, settings_of
 
 VERSION = 1
 SUFFIX = "-pilot"
@@ -73,7 +74,7 @@ def open_small(project: Project) -> tuple[Project, OpenBase]:
     folder = spec.output_dir.with_name(spec.output_dir.name + SUFFIX)
     small = replace(project, spec=spec.model_copy(update={"data": data, "output_dir": folder}))
     opened = open_base(small)
-    check_method(small, opened)
+    check_rung(small, opened, first_rung(small.spec, 1))
     return small, opened
 
 
@@ -104,6 +105,11 @@ def _project_of(small: Project, rung: Rung, all_rows: int | None) -> Project:
     return replace(small, spec=spec)
 
 
+def check_rung(small: Project, opened: OpenBase, rung: Rung) -> None:
+    """Raises ConfigError for a rung that this project or its base cannot have."""
+    check_method(_project_of(small, rung, None), opened)
+
+
 def check_dev(small: Project, prepared: Stage) -> int:
     """The number of dev rows. Raises where there is none, or none that can be answered."""
     rows = read_rows(prepared.folder, "dev")
@@ -126,10 +132,8 @@ def run_rung(
     profile: int = 0,
     began: float | None = None,
 ) -> Judged:
-    """Prepares, trains and asks (or reuses what stands). all_rows: of the training split, where that is known. Raises
-    ConfigError for a rung that this base cannot have."""
+    """Prepares, trains and asks (or reuses what stands). all_rows: of the training split, where that is known."""
     project = _project_of(small, rung, all_rows)
-    check_method(project, opened)
     prepared = prepare_stage(project, opened)
     check_dev(project, prepared)
     trained = train_stage(project, opened, prepared, profile=profile, began=began)
@@ -169,6 +173,7 @@ def _answers_stage(project: Project, opened: OpenBase, prepared: Stage, trained:
         "evaluate": project.spec.evaluate.model_dump(mode="json", include=asks),
         "base": opened.base.digest,
         "prepared": prepared.digest,
+        "modules": module_digests(project),
         **({} if trained is None else {"train": trained.digest}),
     }
 
