@@ -26,7 +26,7 @@ from luthier.jobs.rungs import (
 )
 from luthier.pages.charts import ForestRow, forest, lines
 from luthier.pages.page import Section, bullets, code_block, join, page, paragraph, table
-from luthier.plan.ladder import MIN_ROWS, SHARES, Axis, Gain, Rung, advice, changes, climb, count, first_rung
+from luthier.plan.ladder import MIN_ROWS, SHARES, Axis, Gain, Rung, advice, changes, climb, count, first_rung, top_of
 from luthier.store.publish import write_atomic
 
 PAGE = "ladder.html"
@@ -75,7 +75,8 @@ def ladder(project: Project) -> None:
     over_base = lambda rung: gain_over(small, "base", None, base, climbed.run(rung))  # noqa: E731
     console.line(str(over_base(first)), "bold")
     gains = climb(first, climbed.all_rows, climbed.gain, lambda rung: over_base(rung).is_shown)
-    _tell(project, climbed, base, [over_base(first), *gains])
+    gains = [over_base(first), *gains]
+    _tell(project, climbed, base, gains, beats_base=over_base(top_of(gains)).is_shown)
 
 
 def _count_rows(small: Project, opened: OpenBase) -> int:
@@ -95,9 +96,9 @@ def _count_rows(small: Project, opened: OpenBase) -> int:
     return rows
 
 
-def _tell(project: Project, climbed: Ladder, base: Answers, gains: Sequence[Gain]) -> None:
+def _tell(project: Project, climbed: Ladder, base: Answers, gains: Sequence[Gain], *, beats_base: bool) -> None:
     small, (settings, kept) = climbed.project, changes(project.spec, gains, climbed.all_rows)
-    said = [*map(str, gains), *advice(gains, climbed.all_rows), *kept]
+    said = [*map(str, gains), *advice(gains, climbed.all_rows, beats_base=beats_base), *kept]
     rows = _rows(climbed, base)
     console.headline("ladder", f"{small.spec.evaluate.metric} on {count(gains[0].found.n, 'dev row')}")
     console.table("", _HEADERS, rows)

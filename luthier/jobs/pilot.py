@@ -30,6 +30,6 @@ def pilot(project: Project, *, profile: int = 0, began: float | None = None) -> 
         ("next", "luthier ladder: whether more rows, rank or epochs help; luthier run: the whole run and its verdict"),
     ]  # fmt: skip
     console.card("pilot", lines, "green" if gain.is_shown else "yellow")
-    for words in advice([gain], judged.rung.rows):
+    for words in advice([gain], judged.rung.rows, beats_base=gain.is_shown):
         console.line(words)
     return 0

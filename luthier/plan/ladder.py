@@ -157,19 +157,18 @@ def _value(spec: ProjectSpec, key: str) -> Any:
     return getattr(getattr(spec, section), leaf)
 
 
-def advice(gains: Sequence[Gain], all_rows: int) -> list[str]:
-    """What to do next, most useful first."""
+def advice(gains: Sequence[Gain], all_rows: int, *, beats_base: bool) -> list[str]:
+    """What to do next, most useful first. beats_base: whether the run in which the climb ended does."""
     rows, said = [gain for gain in gains if gain.axis == "rows"], []
-    learns = any(gain.is_shown for gain in gains if gain.axis in ("base", "rows"))
     knobs = [gain for gain in gains if gain.axis in ("rank", "epochs") and gain.is_shown]
-    if not learns and not knobs:
+    if not beats_base:
         said.append(
             "no run beats the untuned base: luthier lr-probe looks at the rate, luthier mask at what is trained"
         )
     elif rows and rows[-1].is_shown:
         at = "" if not knobs else f" (at {_rest(rows[-1].upper)}: knobs give a part of it with the rows at hand)"
         said.append(f"the curve still rises at all rows: more of them are likely to help, where there is room{at}")
-    elif rows and learns:
+    elif rows:
         said.append("the curve is flat, as far as these dev rows show: more rows like these are not what it lacks")
     if rows and rows[-1].upper.rows < all_rows:
         at = rows[-1].upper.rows

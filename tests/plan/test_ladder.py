@@ -53,7 +53,7 @@ def test_each_axis_stops_where_the_next_gain_is_inside_the_interval():
     assert [gain.is_shown for gain in gains] == [True, True, False, True, False, False]
     flat, run = walk(lambda rung: 40)
     assert run == [Rung(100, 8), Rung(200, 8), Rung(200, 16), Rung(200, 8, 2)], "the last rung on all rows is saved"
-    assert "rank and epochs on 200 of 400 rows" in " ".join(advice(flat, ROWS))
+    assert "rank and epochs on 200 of 400 rows" in " ".join(advice(flat, ROWS, beats_base=False))
 
 
 def test_what_is_worse_ends_an_axis_and_says_so():
@@ -69,7 +69,11 @@ def test_a_tune_that_beats_nothing_yet_is_given_all_rows_and_all_epochs():
     assert changes(project(), gains, ROWS)[0] == [("train.num_epochs", 4)], "rank 16, the default, is not taken away"
     gains, run = walk(lambda rung: 0)
     assert run[-1] == Rung(400, 8, 4)
-    assert "no run beats the untuned base: luthier lr-probe" in advice(gains, ROWS)[0]
+    assert "no run beats the untuned base: luthier lr-probe" in advice(gains, ROWS, beats_base=False)[0]
+    small, _ = walk(lambda rung: 2 * (rung.rows >= 200) + 2 * (rung.rows >= 400))
+    assert "no run beats" not in " ".join(advice(small, ROWS, beats_base=True)), (
+        "steps too small to show, their sum not"
+    )
 
 
 def test_an_impossible_rung_ends_its_axis_alone():
@@ -124,6 +128,6 @@ def test_what_a_person_reads():
     assert str(gain) == f"more rows still help: {figures} from 250 to 500 rows (rank 8, 1 epoch)"
     nothing = Gain("rank", Rung(500, 8), Rung(500, 16), found(3, 3))
     assert str(nothing).startswith("rank 16 over rank 8 is not shown to help: +0.0 points (95% -")
-    said = advice([Gain("base", None, Rung(250, 8), found(50)), gain], 500)
+    said = advice([Gain("base", None, Rung(250, 8), found(50)), gain], 500, beats_base=True)
     assert said[0] == "the curve still rises at all rows: more of them are likely to help, where there is room"
     assert said[-1].startswith("100 dev rows: true gains below about 1")
