@@ -47,9 +47,7 @@ class Tokenizer:
         source = self.chat_template or ""
         self.control_tokens = {text: i for text, i, special in added if special or text in source}
         self.bos_id, self.eos_id, self.pad_id = (self._id_of(role) for role in ("bos", "eos", "pad"))
-        stops = generation.get("eos_token_id", [])
-        stops = set(stops if isinstance(stops, list) else [stops])
-        self.stop_ids = frozenset(i for i in stops | {self.eos_id} if i is not None)
+        self.stop_ids = frozenset(i for i in (*self._stops(generation), self.eos_id) if i is not None)
         with_bos = self._plain.encode("a", add_special_tokens=True).ids
         self.adds_bos = self.bos_id is not None and with_bos[:1] == [self.bos_id]
 
@@ -134,6 +132,18 @@ class Tokenizer:
         """The vocabulary entry of one id ('Ġthe', '<|im_end|>'), '' for an id that is not in the vocabulary."""
         return self._plain.id_to_token(token_id) or ""
 
+    def _stops(self, generation: dict[str, Any]) -> list[int]:
+        """generation_config's eos_token_id: an id, or a list of them. Raises BaseModelError for what is no token."""
+        given = generation.get("eos_token_id")
+        stops = [stop for stop in (given if isinstance(given, list) else [given]) if stop is not None]
+        for stop in stops:
+            if type(stop) is not int or not 0 <= stop < 2**32 or self._plain.id_to_token(stop) is None:
+                raise BaseModelError(
+                    f"{self.folder / 'generation_config.json'}: eos_token_id {stop!r} is no token of tokenizer.json",
+                    hint="download both files again, or give the number of the token that ends an answer",
+                )
+        return stops
+
     def _id_of(self, role: str) -> int | None:
         text = self.named_tokens.get(f"{role}_token")
         return None if text is None else self._plain.token_to_id(text)
@@ -178,7 +188,10 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja, or tokenizer_config's `chat_template` (text, or a list of named ones: "default")."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BaseModelError(f"{path}: not UTF-8 (byte {error.start})", hint="download the file again") from None
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

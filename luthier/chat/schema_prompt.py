@@ -16,7 +16,8 @@ from luthier.types import Message
 def with_schema(prompt: Sequence[Message], schema: dict[str, Any]) -> tuple[Message, ...]:
     """The prompt with `schema_block` appended to its system message, unless that names every field already."""
     system = prompt[0]["content"] if prompt and prompt[0]["role"] == "system" else ""
-    if all(name in system for name in schema.get("properties", {})) and system:
+    names = schema.get("properties") or [schema_block(schema)]
+    if all(name in system for name in names) and system:
         return tuple(prompt)
     rest = prompt[1:] if system else prompt
     content = f"{system}\n\n{schema_block(schema)}" if system else schema_block(schema)
@@ -24,7 +25,10 @@ def with_schema(prompt: Sequence[Message], schema: dict[str, Any]) -> tuple[Mess
 
 
 def schema_block(schema: dict[str, Any]) -> str:
-    """The schema in words: a heading and one line a field with its type, range and allowed values."""
+    """The schema in words: a heading and one line a field with its type, range and allowed values. One that names no
+    field (a list, a text, a reference) is shown as it is."""
+    if not schema.get("properties"):
+        return f"Answer with JSON that satisfies this JSON Schema, and nothing else: {json.dumps(schema)}"
     required = schema.get("required", [])
     lines = ["Answer with one JSON object and nothing else. Its fields:"]
     for name, field in schema.get("properties", {}).items():
@@ -32,7 +36,9 @@ def schema_block(schema: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _field_line(field: dict[str, Any]) -> str:
+def _field_line(field: dict[str, Any] | bool) -> str:
+    if isinstance(field, bool):  # a schema as well
+        return "any JSON value" if field else "must be left out"
     if "const" in field:
         parts = [f"always {json.dumps(field['const'], ensure_ascii=False)}"]
     elif "enum" in field:

@@ -67,6 +67,21 @@ def _best_metric_is_known(spec: ProjectSpec) -> list[Problem]:
     return []
 
 
+def _dev_figures_have_dev_rows(spec: ProjectSpec) -> list[Problem]:
+    """What a run chooses by dev figures, where the split says for certain that there are none."""
+    train, split = spec.train, spec.data.split
+    asked = {
+        "train.early_stopping_patience": train.early_stopping_patience is not None,
+        "train.metric_for_best": train.metric_for_best != "loss",
+        "train.gap_rows": train.gap_rows > 0,
+        "train.average_checkpoints": train.average_checkpoints is not None,
+    }
+    if split.by == "column" or split.dev or spec.loss.is_online:
+        return []
+    words, hint = "needs a dev split, and data.split.dev is 0", "give dev a share, such as 0.1, or drop it"
+    return [(key, words, hint) for key, is_set in asked.items() if is_set]
+
+
 def _average_means_something(spec: ProjectSpec) -> list[Problem]:
     train = spec.train
     if spec.adapter.method != "adalora" or (train.ema_decay is None and train.average_checkpoints is None):
@@ -172,6 +187,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _regex_metric_has_pattern,
         _all_of_has_parts,
         _best_metric_is_known,
+        _dev_figures_have_dev_rows,
         _average_means_something,
         _prompts_have_dev_rows,
         _chunks_bring_new_tokens,

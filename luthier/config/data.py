@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.config.base import Spec
+from luthier.config.base import Seed, Spec
 from luthier.config.data_checks import ChecksSpec
 from luthier.config.data_mix import MixSpec
 from luthier.config.data_style import StyleSpec
@@ -109,7 +109,7 @@ class DataSpec(Spec):
     stratify_by: str | None = None
     """Column whose values keep their shares in every split."""
     split: SplitSpec = SplitSpec()
-    split_seed: int = 0
+    split_seed: Seed = 0
     over_length: Literal["error", "quarantine"] = "error"
     """What to do with rows longer than train.sequence_len: never cut silently."""
     allow_no_dev: bool = False

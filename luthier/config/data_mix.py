@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.config.base import Spec
+from luthier.config.base import Seed, Spec
 
 Weight = Annotated[float, Field(ge=0.0, le=20.0)]
 
@@ -31,7 +31,7 @@ class MixSpec(Spec):
     """How far rare classes are lifted: 1 = all equally frequent, 0.5 = half way (on a log scale)."""
     upsample_most: Annotated[float, Field(ge=1.0, le=20.0)] = 4.0
     """No row is repeated more often than this by upsampling."""
-    seed: int = 0
+    seed: Seed = 0
     """Which rows are repeated or left out when the factor is not whole."""
     replay: ReplaySpec = ReplaySpec()
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.config.base import Spec
+from luthier.config.base import Seed, Spec
 from luthier.config.graders import GradersSpec
 
 Metric = Literal[
@@ -37,7 +37,7 @@ class PromptSearchSpec(Spec):
     finalists: Annotated[int, Field(ge=1)] = 2
     final_rows: Annotated[int, Field(ge=0)] = 48
     """Further dev rows on which the finalists are tried."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class FormatGateSpec(Spec):
@@ -79,7 +79,7 @@ class EvaluateSpec(Spec):
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
     """0 = greedy."""
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Prompts decoded together."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05

@@ -32,6 +32,7 @@ _WORDS = {
     "bool_parsing": "expected true or false",
     "bool_type": "expected true or false",
     "too_short": "expected at least one entry",
+    "invalid_key": "expected text as a key",
 }
 _ENV = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -166,8 +167,10 @@ def _locate(path: Path, lines: dict[str, int], parts: Sequence[str | int], overr
 
 
 def _config_error(error: ValidationError, path: Path, lines: dict[str, int], overridden: set[str]) -> ConfigError:
-    messages, hint = [], ""
-    for item in error.errors():
+    messages, hint, items = [], "", error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(other["loc"][:-1] == item["loc"] for other in items):
+            continue  # entries are there: what is wrong with them is said
         parts = [
             p for p in item["loc"] if not (isinstance(p, str) and (p.startswith("literal[") or p.startswith("tuple[")))
         ]

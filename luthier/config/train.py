@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.config.base import Spec
+from luthier.config.base import Seed, Spec
 
 LOWER_IS_BETTER = frozenset({"loss", "absolute_error"})
 """Dev figures of which less is better; of every other one more is."""
@@ -61,7 +61,7 @@ class TrainSpec(Spec):
     noise_scale: bool = True
     """Log the gradient noise scale: how many trained tokens (or what else the loss counts) a step should hold. Known
     where a step has two micro-batches or more (gradient_accumulation_steps)."""
-    seed: int = 0
+    seed: Seed = 0
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     """Evaluate on the dev split every n steps; null = at the end of each epoch."""
     eval_task_rows: Annotated[int, Field(ge=0)] = 0

@@ -30,6 +30,8 @@ def load_schema(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid JSON: {error}", hint="check data.json_schema") from error
     except SchemaError as error:
         raise DataError(f"{path}: not a JSON Schema: {error.message}", hint="check data.json_schema") from error
+    if not isinstance(schema, dict):
+        raise DataError(f"{path}: {json.dumps(schema)} as a schema says nothing about answers", hint="give an object")
     return schema
 
 

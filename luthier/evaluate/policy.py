@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from pydantic import ValidationError
 
 from luthier.config.evaluate import EvaluateSpec
 from luthier.errors import EvaluateError
+
+_LIMITS = {"format": "max_failure_rate", "perplexity": "perplexity_margin", "generalisation": "gap_margin"}
+_LIMIT_KEYS = {"format": "max_failure_rate"}  # what the gate's section calls it; "margin" in the others
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,16 @@ def policy_of(spec: EvaluateSpec, *, has_schema: bool, looks: int) -> Policy:
 
 
 def policy_from_json(value: Any) -> Policy:
-    """Read back what `as_json` wrote; EvaluateError when it is not a policy."""
+    """Read back what `as_json` wrote; EvaluateError when no project file could have asked for it."""
     try:
-        return Policy(**{**value, "metrics": tuple(value["metrics"])})
-    except (TypeError, KeyError) as error:
-        raise EvaluateError(f"the header of samples.jsonl holds no policy ({error})", hint="evaluate again") from error
+        keys, looks = [spec.name for spec in fields(Policy)], value["looks"]
+        if sorted(value) != sorted(keys) or type(looks) is not int or looks < 1:
+            raise ValueError(f"looks {looks!r}, keys {', '.join(map(str, value))}")
+        limits = {gate: value[key] for gate, key in _LIMITS.items()}
+        gates = {gate: None if x is None else {_LIMIT_KEYS.get(gate, "margin"): x} for gate, x in limits.items()}
+        own = {key: value[key] for key in keys if key not in ("looks", *_LIMITS.values())}
+        return policy_of(EvaluateSpec.model_validate({**own, "gates": gates}), has_schema=True, looks=looks)
+    except (TypeError, KeyError, ValueError) as error:
+        told = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, told['loc']))}: {told['msg']}" if told else str(error)
+        raise EvaluateError(f"the header of samples.jsonl holds no policy ({why})", hint="evaluate again") from error

@@ -21,6 +21,12 @@ from luthier.store.publish import write_atomic
 
 SCHEMA_VERSION = 1
 ARMS = ("base", "prompt", "tuned")
+SPLITS = ("test", "unlabelled")
+_TEXTS = {
+    "case": ("split", "id", "group", "question", "reference"),
+    "sample": ("arm", "split", "id", "group", "prompt", "answer", "reference", "finish"),
+    "document": ("id",),
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,29 @@ def write_samples(path: Path, samples: Samples) -> Samples:
     return read_samples(path)
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_record(kind: str, record: dict[str, Any], seen: set[tuple[Any, ...]]) -> None:
+    """ValueError for a line that no evaluation writes. seen: of the lines before; an answer counts once, and only to a
+    question that was asked."""
+    wrong = [name for name in _TEXTS[kind] if not isinstance(record.get(name), str)]
+    if kind == "sample":
+        wrong += [] if isinstance(record.get("scores"), dict) else ["scores"]
+        wrong += [] if isinstance(record.get("problem", ""), str | None) else ["problem"]
+    wrong += ["split"] if kind != "document" and record["split"] not in SPLITS else []
+    wrong += ["arm"] if kind == "sample" and record["arm"] not in ARMS else []
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is {record.get(wrong[0])!r}")
+    key = (kind, record.get("arm"), record.get("split"), record["id"])
+    if key in seen:
+        raise ValueError(f"the {kind} {record['id'][:12]!r} stands twice")
+    if kind == "sample" and ("case", None, *key[2:]) not in seen:
+        raise ValueError(f"it answers {record['id'][:12]!r}, which was not asked")
+    seen.add(key)
+
+
 def read_samples(path: Path) -> Samples:
     """Read a samples file; EvaluateError with file:line when it is torn, foreign or of another version."""
     try:
@@ -109,15 +138,18 @@ def read_samples(path: Path) -> Samples:
     header: dict[str, Any] = {}
     kinds: dict[str, list[Any]] = {"case": [], "sample": [], "document": []}
     makers = {"case": Question, "sample": Sample, "document": Document}
+    seen: set[tuple[Any, ...]] = set()
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_refuse_constant)
             kind = record.pop("kind")
             if number == 1 and kind == "header":
                 header = record
             else:
-                kinds[kind].append(makers[kind](**record))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                made = makers[kind](**record)
+                _check_record(kind, record, seen)
+                kinds[kind].append(made)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EvaluateError(
                 f"{path}:{number}: not a line of samples.jsonl ({error})", hint="evaluate again"
             ) from error

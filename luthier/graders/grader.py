@@ -47,8 +47,12 @@ def lists_of(items: Sequence[Item]) -> list[list]:
     return lists
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_number(value) and abs(value) < math.inf
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ class Grader:
         return [self.grade(*triple) for triple in zip(answers, references, tasks, strict=True)]
 
     def fits(self, item: Any) -> TypeGuard[Item]:
-        """Is `item` (from a file, say) a whole item of this metric: a finite number, or a list of numbers and texts?"""
+        """Is `item` (from a file, say) one of this metric: a number in [0, 1], or a list of numbers and texts?"""
         if self.kind != "corpus":
-            return _is_finite(item)
-        return isinstance(item, list) and all(isinstance(value, str) or _is_finite(value) for value in item)
+            return _is_number(item) and 0 <= item <= 1
+        return isinstance(item, list) and all(isinstance(part, str) or _is_finite(part) for part in item)
 
     def figure(self, items: Sequence[Item]) -> float:
         """The metric over a set of items; nan for none."""

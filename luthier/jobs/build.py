@@ -15,7 +15,7 @@ from luthier.bases.resolve import Base
 from luthier.config.load import Project
 from luthier.config.ship import ParityLimit, ShipSpec
 from luthier.data.stored import read_rows
-from luthier.errors import ConfigError
+from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of, write_artefacts
 from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
@@ -26,7 +26,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import check_method, train_stage
 from luthier.models.load import load_model
 from luthier.ship.artefact import Artefact
-from luthier.ship.gguf_file import KINDS, GgufLineage, unpack_gguf, write_gguf
+from luthier.ship.gguf_file import KINDS, GgufLineage, check_exportable, unpack_gguf, write_gguf
 from luthier.ship.llama_cpp import LlamaCpp, missing_reason
 from luthier.ship.merge import merge
 from luthier.ship.parity import (
@@ -46,6 +46,7 @@ from luthier.types import Row
 
 VERSION = 1
 NUM_CTX_MARGIN = 8
+_PLAIN = "ship.formats: [] builds and publishes the merged safetensors folder; llama.cpp's own script may read that"
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,16 @@ class _Parity:
 def build(project: Project) -> None:
     """The verb: prepares and trains first when that is needed."""
     check_answers(project)
-    check_formats(project)
     opened = open_base(project)
+    check_formats(project, opened)
     check_method(project, opened)
     prepared = prepare_stage(project, opened)
     build_stage(project, opened, prepared, train_stage(project, opened, prepared))
 
 
-def check_formats(project: Project) -> None:
-    """Raises ConfigError, before anything is read, where files are asked for that this method cannot give."""
+def check_formats(project: Project, opened: OpenBase) -> None:
+    """Raises ConfigError, before data or weights are read, where files are asked for that this method or this base
+    cannot give."""
     adapter, ship = project.spec.adapter, project.spec.ship
     if not adapter.facts.mergeable and ship.formats:
         raise ConfigError(
@@ -75,6 +77,11 @@ def check_formats(project: Project) -> None:
             f"{' or '.join(ship.formats)}",
             hint="ship.formats: [] builds and publishes the adapter folder, which is served on its base",
         )
+    if ship.formats:
+        try:
+            check_exportable(opened.base.folder)
+        except ArtifactError as error:
+            raise ConfigError(f"ship.formats ({', '.join(ship.formats)}): {error}", hint=_PLAIN) from None
 
 
 def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: Stage) -> Stage:
@@ -110,8 +117,11 @@ def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row
             licence=opened.base.licence,
         )
         written = write_gguf(folder / "merged", path, kind, lineage=lineage)
-        record = _check_gguf(path, kind, folder / "merged", held, ship)
-        artefacts.append(Artefact(kind, path, (record,), tuple(written.notes)))
+        try:
+            records, refused = (_check_gguf(path, kind, folder / "merged", held, ship),), ()
+        except ArtifactError as error:  # hours of training are not lost over a file that nobody can read
+            records, refused = (), (str(error).replace(f"{path}: ", ""),)
+        artefacts.append(Artefact(kind, path, records, (*written.notes, *refused)))
     (folder / "reference.npy").unlink()
     write_artefacts(folder, artefacts)
     return {
@@ -178,6 +188,11 @@ def _limits(limit: ParityLimit) -> dict[str, float]:
     return {"kl": limit.kl, "top1": limit.top1}
 
 
+def _why(artefact: Artefact) -> str:
+    """Why it is withheld, with what is known of such files."""
+    return "; ".join(dict.fromkeys((*artefact.reasons, *artefact.notes)))
+
+
 def _tell(stage: Stage) -> None:
     rows = []
     for artefact in artefacts_of(stage):
@@ -188,7 +203,7 @@ def _tell(stage: Stage) -> None:
                 f"{artefact.size_bytes / 1e6:.0f} MB",
                 f"{metrics.kl_mean:.1e}" if metrics else "-",
                 f"{metrics.top1:.1%}" if metrics else "-",
-                "equal to what was trained" if artefact.passed else f"withheld: {'; '.join(artefact.reasons)}",
+                "equal to what was trained" if artefact.passed else f"withheld: {_why(artefact)}",
             )
         )
     console.table(

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from luthier.bases.resolve import resolve_base
+from luthier.chat.schema_prompt import with_schema
 from luthier.config.load import Project, load_project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefact_folders
 from luthier.jobs.build import build_stage
 from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
-from luthier.jobs.prepare import prepare_stage
+from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.stage import NotBuilt
 from luthier.jobs.train import train_stage
 from luthier.models.sampler import LocalSampler
@@ -28,18 +29,21 @@ def chat(
         raise ConfigError("--model and --base exclude each other", hint="give one of them")
     if message is not None and not message.strip():
         raise ConfigError("--message is empty", hint="say something, or leave it out for a conversation")
-    system, adapter = "", None
+    system, schema, adapter = "", None, None
     if model is not None:
         opened = open_folder(resolve_base(str(model)))
     else:
         project = load_project(config, overrides)
         opened, system = open_base(project), project.spec.data.system
+        schema = schema_of(project)
         if not base:
             merged, adapter = artefact_folders(_build_of(project, opened))
             adapter = adapter if adapter.is_dir() else None
             opened = opened if adapter else open_folder(resolve_base(str(merged)))
     sampler = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=1, adapter=adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
+    if schema is not None:  # what every training row was asked under
+        history = list(with_schema(history, schema))
     if message is not None:
         _answer(sampler, opened, [*history, {"role": "user", "content": message}], max_new_tokens)
         return

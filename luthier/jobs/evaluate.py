@@ -30,6 +30,7 @@ from luthier.jobs.stage import Stage, run_stage
 from luthier.jobs.train import train_stage
 from luthier.pages.page import Section
 from luthier.store.publish import digest_file, digest_json
+from luthier.types import Row
 
 VERSION = 1
 # Beside the project file, not in output_dir: a fresh output folder must not forget who has looked at the test rows.
@@ -39,8 +40,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Tune:
-    """What is judged: a model folder, or an adapter folder on the base. sections: more parts for the report; stage: the
-    build that it comes from, None for a folder from elsewhere."""
+    """What is judged: a model folder, or an adapter folder on the base. digest: of its files. sections: more parts for
+    the report; stage: the build that it comes from, None for a folder from elsewhere."""
 
     model: Path | None
     adapter: Path | None
@@ -54,10 +55,11 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     tune = None if adapter is None and model is None else _tune_of_folder(adapter, model)
     if tune is None:
         check_answers(project)
-        check_formats(project)
     opened = open_base(project)
+    if tune is None:
+        check_formats(project, opened)
     prepared = prepare_stage(project, opened)
-    check_judgeable(project, prepared)
+    check_judgeable(project, opened, prepared)
     if tune is None:
         trained = train_stage(project, opened, prepared)
         built = build_stage(project, opened, prepared, trained)
@@ -69,7 +71,7 @@ def evaluate(project: Project, *, adapter: Path | None = None, model: Path | Non
     return int(verdict["exit_code"])
 
 
-def check_judgeable(project: Project, prepared: Stage) -> None:
+def check_judgeable(project: Project, opened: OpenBase, prepared: Stage) -> None:
     """Raises EvaluateError, before any training, when the test split holds nothing that a model could be asked, or
     references that a metric cannot grade."""
     rows = read_rows(prepared.folder, "test")
@@ -77,6 +79,7 @@ def check_judgeable(project: Project, prepared: Stage) -> None:
         schema = schema_of(project)
         test, dev = (cases_from_rows(part, schema) for part in (rows, read_rows(prepared.folder, "dev")))
         refuse_references(evaluate_spec(project), CaseSets(test, dev), schema)
+        _warn_of_cap(project.spec.evaluate.max_new_tokens, opened, rows)
         return
     found = "the test split holds plain text without answers" if rows else "the test split holds no row"
     raise EvaluateError(
@@ -85,10 +88,31 @@ def check_judgeable(project: Project, prepared: Stage) -> None:
     )
 
 
+def _warn_of_cap(cap: int, opened: OpenBase, rows: Sequence[Row]) -> None:
+    """Answers that the cap cuts are judged as if they had ended there: a model that never stops would look right."""
+    encoded = [opened.codec.encode_answer(row.prompt, row.answer) for row in rows]
+    lengths = [len(ids) - start for ids, start in encoded]
+    if cut := sum(length > cap for length in lengths):
+        console.warn(
+            f"{cut} of {len(rows)} reference answers of the test split have more than evaluate.max_new_tokens = {cap} "
+            f"tokens with the one that ends them: no arm can give these whole; the longest needs {max(lengths)}"
+        )
+
+
 def tune_of_build(prepared: Stage, trained: Stage, built: Stage) -> Tune:
-    """The tuned arm is the built artefact: the merged folder, or the adapter of a method that cannot be merged."""
-    model, adapter = (folder if folder.is_dir() else None for folder in artefact_folders(built.folder))
-    return Tune(model, adapter, built.digest, report_sections(prepared, trained, built), built)
+    """The tuned arm is the built artefact: the merged folder, or the adapter of a method that cannot be merged. Its
+    digest is of the weights: the same ones, built again, are no further look at the test rows."""
+    merged, adapter = artefact_folders(built.folder)
+    sections = report_sections(prepared, trained, built)
+    if merged.is_dir():
+        return Tune(merged, None, _digest_of_model(merged), sections, built)
+    files = sorted(path for path in adapter.rglob("*") if path.is_file())
+    digests = {path.relative_to(adapter).as_posix(): digest_file(path) for path in files}
+    return Tune(None, adapter, digest_json(digests), sections, built)
+
+
+def _digest_of_model(folder: Path) -> str:
+    return base_digest(file_digests(folder, default_cache_dir()))
 
 
 def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
@@ -98,7 +122,7 @@ def _tune_of_folder(adapter: Path | None, model: Path | None) -> Tune:
     if folder is None or not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder", hint="give the folder of a PEFT adapter or of a model")
     if adapter is None:
-        return Tune(model, None, base_digest(file_digests(folder, default_cache_dir())))
+        return Tune(model, None, _digest_of_model(folder))
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder}: no {missing[0]}: not a PEFT adapter folder", hint="is it a model? then --model")
@@ -116,7 +140,7 @@ def evaluate_stage(project: Project, opened: OpenBase, prepared: Stage, tune: Tu
         "evaluate": project.spec.evaluate.model_dump(mode="json"),
         "goal": project.spec.goal.model_dump(mode="json"),
         "base": opened.base.digest,
-        "tuned": tune.digest,
+        "tuned": tune.stage.digest if tune.stage else tune.digest,
         "prepared": prepared.digest,
         "modules": module_digests(project),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from luthier.config.load import Project
+from luthier.data.stored import read_rows
+from luthier.errors import ArtifactError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.evaluate import read_verdict
@@ -14,7 +16,7 @@ from luthier.ship.modelfile import write_modelfile
 from luthier.ship.publish import publish
 from luthier.store.publish import digest_json, read_manifest
 
-VERSION = 1
+VERSION = 2
 
 
 def publish_stage(
@@ -36,12 +38,13 @@ def publish_stage(
         warn_of_damage(folder)
         console.headline("publish", folder.name)
         num_ctx = max(2048, project.spec.train.sequence_len)
+        facts = _card_facts(project, opened, prepared, trained, verdict)
         report = publish(
             folder,
             artefacts_of(built),
             adapter=trained.folder / "adapter",
-            facts=_card_facts(project, opened, prepared, trained, verdict),
-            modelfile=lambda file: write_modelfile(file, opened.codec, num_ctx=num_ctx),
+            facts=facts,
+            modelfile=lambda file: _modelfile(file, opened, num_ctx, facts.system),
             inputs=inputs,
             provenance=provenance(project, "published", VERSION, inputs, pins, parents),
             lineage={stage.folder.name: read_manifest(stage.folder) for stage in (prepared, trained, built, judged)},
@@ -49,6 +52,25 @@ def publish_stage(
     for name, reasons in report.withheld.items():
         console.warn(f"{name} is not published: {'; '.join(reasons)}")
     return standing("published", folder)
+
+
+def shared_system(prepared: Stage) -> str:
+    """The system message that every training row has, schema in words included; "" when they differ or have none."""
+    rows = read_rows(prepared.folder, "train")
+    found = {row.prompt[0]["content"] if row.prompt and row.prompt[0]["role"] == "system" else "" for row in rows}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _modelfile(file: str, opened: OpenBase, num_ctx: int, system: str) -> str:
+    """With the system message that was trained under; one that a Modelfile cannot hold is said there and here."""
+    try:
+        return write_modelfile(file, opened.codec, num_ctx=num_ctx, system=system)
+    except ArtifactError as error:
+        if not system:
+            raise
+        console.warn(f"the Modelfile is without the system message of the training rows: {error}")
+        told = f"WITHOUT THE SYSTEM MESSAGE of the training rows ({error}): send it with every request, see README.md"
+        return write_modelfile(file, opened.codec, num_ctx=num_ctx, comments=(told,))
 
 
 def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: Stage, verdict: dict) -> CardFacts:
@@ -66,6 +88,7 @@ def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: St
         training={name: facts[name] for name in figures},
         data=prepared.facts["splits"],
         verdict=verdict,
+        system=shared_system(prepared),
         limits=(
             "Judged only on rows like those of the project's test split, and only by the gates that the verdict names.",
         ),

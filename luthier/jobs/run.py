@@ -27,14 +27,14 @@ def run(project: Project, *, profile: int = 0, began: float | None = None) -> in
     """Runs the whole project; returns the verdict's exit code. profile, began: see `train`."""
     started = time.monotonic()
     check_answers(project)
-    check_formats(project)
     choose_device(project.spec.train.device)
     opened = open_base(project)
+    check_formats(project, opened)
     check_method(project, opened)
     console.headline("base", f"{opened.base.name}, {opened.base.folder}")
 
     prepared = prepare_stage(project, opened)
-    check_judgeable(project, prepared)
+    check_judgeable(project, opened, prepared)
     trained = train_stage(project, opened, prepared, profile=profile, began=began)
     built = build_stage(project, opened, prepared, trained)
     judged = evaluate_stage(project, opened, prepared, tune_of_build(prepared, trained, built))

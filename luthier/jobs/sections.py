@@ -68,6 +68,9 @@ def _training(trained: Stage) -> Section:
 def _artefacts(built: Stage) -> Section:
     rows = []
     for artefact in artefacts_of(built):
+        if not artefact.records:
+            unread = f"withheld: {'; '.join(artefact.reasons)}"
+            rows.append((artefact.file_name, f"{artefact.size_bytes / 1e6:.0f} MB", "-", "-", "-", "-", unread))
         for record in artefact.records:
             metrics = record.metrics
             rows.append(

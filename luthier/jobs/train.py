@@ -12,6 +12,7 @@ from typing import Any
 from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.peft_files import save_adapter
 from luthier.adapters.score_head import save_score_head
+from luthier.bases.folder import read_json
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
 from luthier.config.load import Project
@@ -55,7 +56,8 @@ def train(project: Project, *, profile: int = 0, began: float | None = None) -> 
 
 def check_method(project: Project, opened: OpenBase) -> None:
     """Raises ConfigError, before data or weights are read, for targets, ranks and parts that the base does not have, or
-    virtual tokens where it has no place for them."""
+    virtual tokens where it has no place for them, and for rows longer than the base can be asked."""
+    _check_context(project, opened)
     try:
         shapes = read_shapes(opened.base.folder)
     except BaseModelError:  # its sizes have other names: applying the method will say
@@ -73,6 +75,18 @@ def check_method(project: Project, opened: OpenBase) -> None:
             f"adapter.method: {adapter.method} needs luthier's own decoder, and this base is a {shapes.model_type!r}",
             hint=f"adapter.method: lora; or a base of {', '.join(OWN_MODELS)}",
         )
+
+
+def _check_context(project: Project, opened: OpenBase) -> None:
+    """Rows beyond the base's context: a table of positions ends there; rotary ones go on, where nothing was learnt."""
+    config, longest = read_json(opened.base.folder / "config.json"), project.spec.train.sequence_len
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    if not isinstance(context, int) or not 0 < context < longest or project.spec.adapter.method == "longlora":
+        return
+    found = f"train.sequence_len {longest} is above the {context} positions that this base was made for"
+    if config.get("model_type") not in OWN_MODELS:
+        raise ConfigError(found, hint=f"train.sequence_len: {context}, or a base with a longer context")
+    console.warn(f"{found}: it has never seen what stands behind them; train.sequence_len: {context} refuses such rows")
 
 
 def train_stage(

@@ -35,7 +35,8 @@ def load_other(folder: Path, config: dict[str, Any], dtype: torch.dtype, *, reas
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError) as error:
-        message = f"{folder}: luthier's decoder cannot run it ({reason}), and neither can transformers: {error}"
+        first = (str(error).splitlines() or [type(error).__name__])[0][:300]  # further lines list what it does know
+        message = f"{folder}: luthier's decoder cannot run it ({reason}), and neither can transformers: {first}"
         raise BaseModelError(message, hint="choose a base of a known architecture") from error
     model, info = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -103,14 +103,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
 def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
     """DecoderSpec of a parsed config.json. Raises NotOurs with the reason when the decoder cannot do it exactly."""
     arch = config.get("model_type", "")
     if arch not in _FAMILIES:
         raise NotOurs(f"model type {arch!r} is not among {', '.join(_FAMILIES)}")
-    missing = [key for key in _REQUIRED if not isinstance(config.get(key), int)]
-    if missing:
-        raise BaseModelError(f"config.json lacks {', '.join(missing)}", hint="copy the model folder again")
+    wrong = [f"{key} is {config.get(key)!r}" for key in _REQUIRED if not _is_size(config.get(key))]
+    if wrong:
+        raise BaseModelError(f"config.json: {', '.join(wrong)}: sizes are expected", hint="copy the model folder again")
     c = {"head_dim": None, "sliding_window": None, **_FAMILIES[arch], **config}
     _refuse_what_we_do_not_do(c)
     num_heads = c["num_attention_heads"]

@@ -31,7 +31,7 @@ class Artefact:
     def reasons(self) -> tuple[str, ...]:
         """Why it may not be published; empty when it may."""
         if not self.records:
-            return ("parity was not checked",)
+            return ("parity was not checked", *self.notes)
         return tuple(f"{record.reader}: {reason}" for record in self.records for reason in record.reasons)
 
     @property

@@ -7,6 +7,7 @@ files. Front matter keys follow the Hugging Face hub's model card specification.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ from luthier.ship.parity import TIE_NATS
 class CardFacts:
     """What the card tells besides the artefacts. Digests are sha256 hex; mappings are printed row by row, in order.
 
-    goal: section `goal` of the project file. verdict: verdict.json, or None when nothing was judged yet.
+    goal: section `goal` of the project file. verdict: verdict.json, or None when nothing was judged yet. system: the
+    system message that every training row had.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CardFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
     limits: Sequence[str] = ()
+    system: str = ""
 
 
 def model_card(facts: CardFacts, artefacts: Sequence[Artefact]) -> str:
@@ -45,6 +48,7 @@ def model_card(facts: CardFacts, artefacts: Sequence[Artefact]) -> str:
         f"A fine-tune made, judged and exported by luthier {__version__} from `{_plain(facts.base_name)}`.",
         "## Intended use",
         _bullets(_goal_lines(facts.goal)) or "The project file states no goal.",
+        *_system(facts.system),
         "## Verdict",
         _verdict(facts.verdict),
         "## Files",
@@ -75,7 +79,15 @@ def _front_matter(facts: CardFacts) -> str:
         "pipeline_tag": "text-generation",
     }
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items()]
-    return "\n".join(["---", *lines, "tags:", "- luthier", "- lora", "---"])
+    return "\n".join(["---", *lines, "tags:", "- luthier", f"- {facts.adapter.get('method', 'lora')}", "---"])
+
+
+def _system(text: str) -> list[str]:
+    if not text:
+        return []
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    words = "It was trained and judged under this system message. Send it with every request (the Modelfile holds it):"
+    return ["## How to ask", words, f"{fence}text\n{text}\n{fence}"]
 
 
 def _goal_lines(goal: Mapping[str, Any]) -> list[str]:

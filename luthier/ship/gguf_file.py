@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -63,6 +64,8 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FINE = ("token_embd", "output", "attn_v", "attn_output", "ffn_down")
 _F16_MAX = float(np.finfo(np.float16).max)
 _QUANTIZATION_VERSION = 2
+# llama.cpp (llama-vocab.cpp) reads tokenizer rules out of a model's name, and cannot load a file whose tokens differ.
+_TELLING_NAMES = re.compile(r"(phi|modern)-?(3|bert)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,17 @@ def write_gguf(folder: Path, out: Path, kind: str, *, lineage: GgufLineage | Non
     finally:
         temporary.unlink(missing_ok=True)
     return GgufReport(out, kind, out.stat().st_size, num_tensors, vocab.pre, tuple(notes))
+
+
+def check_exportable(folder: Path) -> None:
+    """Raises ArtifactError where model `folder` (or what is merged from it) cannot be a GGUF file. Reads no weights."""
+    config = read_config(folder)
+    writer = gguf.GGUFWriter(None, rule_of(config).gguf_arch)
+    read_vocab(folder, config["vocab_size"])
+    write_hyperparameters(writer, config)
+    extra_tensors(config)
+    with SafetensorsFolder(folder) as source:
+        tensor_names(config, source.names)
 
 
 def unpack_gguf(path: Path, like: Path, out: Path) -> Path:
@@ -199,8 +213,9 @@ class SafetensorsFolder:
 
 
 def _write_lineage(writer: gguf.GGUFWriter, lineage: GgufLineage, kind: Kind, *, strips: bool) -> None:
+    name = _TELLING_NAMES.sub(r"\1 \2", lineage.name)
     # Only "phi3" in the name makes llama.cpp drop white space behind control tokens (llama-vocab.cpp).
-    writer.add_name(f"{lineage.name} (phi3 tokenizer)" if strips and "phi3" not in lineage.name else lineage.name)
+    writer.add_name(f"{name} (phi3 tokenizer)" if strips else name)
     writer.add_quantized_by("luthier")
     writer.add_file_type(kind.file_type)
     writer.add_quantization_version(_QUANTIZATION_VERSION)

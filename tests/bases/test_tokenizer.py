@@ -1,6 +1,7 @@
 """The tokenizer's facts, and its literal readings, against tokenizers and transformers."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -79,6 +80,21 @@ def test_torn_tokenizer_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(BaseModelError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("stops", ["2", -1, [2, 99_999], [2.0], [True], 2**40])
+def test_a_stop_that_is_no_token_is_refused_where_it_stands(folder, tmp_path, stops):
+    shutil.copytree(folder, tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    with pytest.raises(BaseModelError, match=r"generation_config\.json: eos_token_id .* is no token"):
+        Tokenizer.load(tmp_path / "base")
+
+
+def test_a_template_that_is_no_text_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(BaseModelError, match=r"chat_template\.jinja: not UTF-8 \(byte 0\)"):
+        Tokenizer.load(tmp_path / "base")
 
 
 def test_missing_tokenizer_is_named(tmp_path):

@@ -42,6 +42,11 @@ REFUSED = [
     ("train:\n  metric_for_best: token_f1\n  eval_task_rows: 4\n", (), "metric_for_best", "choose one of"),
     ("evaluate:\n  metric: json_exact\n", (), "needs answers that are JSON", "json_fields"),
     ('goal: {owner: "${LUTHIER_NO_SUCH_VARIABLE}"}\n', (), "LUTHIER_NO_SUCH_VARIABLE is not set", "export"),
+    ("train: {seed: -1}\n", (), ":3: train.seed: expected greater than or equal to 0", ""),
+    ("data2:\n", ("evaluate.seed=99999999999999999999",), "evaluate.seed: expected less than", ""),
+    ("1: 2\n", (), ":3: 1: expected text as a key", ""),
+    ("", ("data.split={train: 0.6, dev: 0, test: 0.4}", "train.early_stopping_patience=2"), "needs a dev split", "0.1"),
+    ("", ("data.split={train: 0.6, dev: 0, test: 0.4}", "train.gap_rows=2"), "--set: train.gap_rows: needs a", "0.1"),
     ("", ("train.num_epoch=2",), "--set train.num_epoch: unknown key", "train.num_epochs"),
     ("", ("train.num_epochs",), "expected section.key=value", ""),
     ("", ("train.num_epochs=no",), "--set: train.num_epochs", ""),
@@ -54,6 +59,12 @@ def test_refused_with_place_key_and_next_move(tmp_path, text, overrides, message
         load(tmp_path, MINIMAL + text, *overrides)
     assert message in str(caught.value)
     assert hint in caught.value.hint
+
+
+def test_a_list_of_wrong_entries_is_not_called_empty_too(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "data:\n  train: [1]\n")
+    assert "data.train.0: expected text" in str(caught.value) and "at least one entry" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "a: [", "data:\n"])

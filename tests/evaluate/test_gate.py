@@ -274,3 +274,59 @@ def test_torn_and_foreign_files_are_refused(tmp_path):
         decide(path)
     with pytest.raises(EvaluateError, match="cannot read"):
         read_samples(tmp_path / "nowhere.jsonl")
+
+
+def _edited(path, kind, change):
+    """The first line of a kind, changed; a list stands for further lines."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    place = next(i for i, line in enumerate(lines) if line["kind"] == kind)
+    extra = change(lines[place])
+    lines += [extra] if extra else []
+    lines[0]["num_lines"] = len(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _policy(**values):
+    return "header", lambda line: line["policy"].update(values)
+
+
+FOREIGN = {
+    "answer to nothing asked": ("sample", lambda line: line | {"id": "other"}),
+    "answer twice": ("sample", lambda line: line | {"scores": {"exact_match": 1.0}}),
+    "case twice": ("case", lambda line: dict(line)),
+    "group is a list": ("case", lambda line: line.update(group=["a"])),
+    "arm": ("sample", lambda line: line.update(arm="best")),
+    "split": ("sample", lambda line: line.update(split="dev")),
+    "scores": ("sample", lambda line: line.update(scores=None)),
+    "problem": ("sample", lambda line: line.update(problem=3)),
+    "not a number": ("document", lambda line: line.update(base_nats=float("nan"))),
+    "metric": _policy(metric="vibes"),
+    "alpha as text": _policy(alpha="x"),
+    "alpha 0.9": _policy(alpha=0.9),
+    "no look": _policy(looks=0),
+    "half a look": _policy(looks=1.5),
+    "min_pairs": _policy(min_pairs=[]),
+    "require": _policy(require="x"),
+    "limit": _policy(perplexity_margin=10**400),
+    "unknown key": _policy(bonus=1),
+    "key left out": ("header", lambda line: line["policy"].pop("perplexity_margin") and None),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_no_evaluation_writes_is_refused_in_words(tmp_path, name):
+    path = tmp_path / "samples.jsonl"
+    write_samples(path, make_samples([1] * 40, [0] * 40, [0] * 40))
+    assert decide(path).verdict == "SHIP_TUNE"
+    _edited(path, *FOREIGN[name])
+    with pytest.raises(EvaluateError) as refused:
+        decide(path)
+    assert "samples.jsonl" in str(refused.value) and refused.value.hint
+
+
+@pytest.mark.parametrize("score", [3.0, -0.1, 10**400])
+def test_a_score_that_no_metric_gives_is_missing_evidence(tmp_path, score):
+    path = tmp_path / "samples.jsonl"
+    write_samples(path, make_samples([1] * 40, [0] * 40, [0] * 40))
+    _edited(path, "sample", lambda line: line["scores"].update(exact_match=score))
+    assert decide(path).gates[1].status == "FAIL"

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from luthier.adapters.stored import load_adapter
-from luthier.errors import ArtifactError, Interrupted, LuthierError
+from luthier.errors import ArtifactError, EvaluateError, Interrupted, LuthierError
 from luthier.models.load import load_model
 from luthier.ship.parity import model_logits
 from luthier.store.publish import verify_folder
@@ -94,6 +95,32 @@ def test_changing_a_knob_rebuilds_only_what_depends_on_it(shipped, luthier):
     path, _ = shipped
     result = luthier("run", "-c", path, "--set", "evaluate.min_effect=0.05")
     assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 3, result.output
+
+
+def test_the_same_weights_built_again_are_no_further_look(shipped, luthier):
+    """A stage that was damaged and made again, bit for bit, must not be judged more strictly."""
+    path, _ = shipped
+    runs, ledger = path.parent / "runs", path.with_suffix(".ledger.jsonl")
+    before = [json.loads(line) for line in ledger.read_text().splitlines()]
+    (only(runs, "build-*") / "merged" / "model.safetensors").unlink()
+    again = luthier("run", "-c", path)
+    assert again.exit_code == 0 and "is built again" in again.output
+    looks = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert len({look["artefact"] for look in looks}) == len({look["artefact"] for look in before})
+    assert looks[-1]["look"] == before[0]["look"]
+
+
+def test_decide_refuses_a_file_that_the_evaluation_did_not_write(shipped, luthier, tmp_path):
+    path, _ = shipped
+    folder = sorted((path.parent / "runs").glob("evaluate-*"))[0]
+    shutil.copytree(folder, tmp_path / "judged")
+    samples = tmp_path / "judged" / "samples.jsonl"
+    assert luthier("decide", "--from", samples).exit_code == 0
+    samples.write_bytes(samples.read_bytes().replace(b'"answer": "yes"', b'"answer": "no"', 1))
+    refused = luthier("decide", "--from", samples)
+    assert isinstance(refused.exception, EvaluateError) and "luthier verify" in refused.exception.hint
+    shutil.copy(samples, tmp_path / "samples.jsonl")
+    assert luthier("decide", "--from", tmp_path / "samples.jsonl").exit_code == 0
 
 
 def test_decide_reproduces_the_verdict_byte_for_byte(shipped, luthier, tmp_path):

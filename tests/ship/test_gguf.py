@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GgufConfig
 
 from luthier.errors import ArtifactError
-from luthier.ship.gguf_file import KINDS, GgufLineage, unpack_gguf, write_gguf
+from luthier.ship.gguf_file import KINDS, GgufLineage, check_exportable, unpack_gguf, write_gguf
 from luthier.ship.gguf_vocab import LLAMA3_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 from luthier.ship.llama_cpp import LlamaCpp, LlamaCppSampler, missing_reason
 from luthier.ship.parity import LlamaCppCandidate, ModelCandidate, judge, parity, record_reference
@@ -210,6 +210,15 @@ def test_second_stop_becomes_eot_and_lost_window_is_noted(tmp_path):
     assert gguf.GGUFReader(report.path).fields["tokenizer.ggml.eot_token_id"].contents() == 0
 
 
+@needs_llama_cpp
+@pytest.mark.parametrize("name", ["my-Phi-3-tickets", "phi3", "a modern-BERT rival"])
+def test_no_name_makes_llama_cpp_read_another_tokenizer(llama, tmp_path, name):
+    """llama.cpp goes by parts of general.name, and cannot load a file whose tokens are not those of such a model."""
+    write_gguf(llama, tmp_path / "x.gguf", "gguf-f16", lineage=GgufLineage(name))
+    with LlamaCpp(tmp_path / "x.gguf", num_ctx=16) as runner:
+        assert runner.tokenize("<|im_end|> a")[1:] == codec_of(llama).tokenizer.encode(" a")
+
+
 def _change_json(path, change):
     content = json.loads(path.read_text())
     change(content)
@@ -233,6 +242,8 @@ def test_what_a_file_cannot_say_is_refused(llama, tmp_path, file, change, words)
     _change_json(tmp_path / "base" / file, change)
     with pytest.raises(ArtifactError, match=words):
         write_gguf(tmp_path / "base", tmp_path / "x.gguf", "gguf-f16")
+    with pytest.raises(ArtifactError, match=words):  # and is known before anything is trained
+        check_exportable(tmp_path / "base")
     assert not list(tmp_path.glob("*.gguf*"))
 
 
