@@ -33,7 +33,7 @@ import typer
 
 from luthier import __version__
 from luthier.config.secrets import redact
-from luthier.errors import DISK_REFUSES, MACHINE_ERRORS, Interrupted, LuthierError
+from luthier.errors import DISK_REFUSES, Interrupted, LuthierError, machine_refusal
 
 app = typer.Typer(
     name="luthier",
@@ -389,9 +389,9 @@ def main() -> None:
     except Exception as error:
         if _stopped:  # raised inside a library, which made another error of it
             _end(_stopped[0])
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            _say("error", f"{error.filename or 'writing'}: {error.strerror}")
-            _say("hint", MACHINE_ERRORS[error.errno])
+        if refused := machine_refusal(error):
+            _say("error", refused[0])
+            _say("hint", refused[1])
             sys.exit(DISK_REFUSES)
         _say("error", f"internal: {type(error).__name__}: {error}")
         _say("hint", f"this is a bug in luthier; please report it with {_crash_report(error)}")

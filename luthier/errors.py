@@ -5,6 +5,8 @@ The CLI prints `error: <message>` and `hint: <hint>` and exits with `exit_code`;
 """
 
 import errno
+import os
+import re
 
 _PERMISSIONS = "check the path and its permissions; output_dir and LUTHIER_CACHE may name other folders"
 _SPACE = "free some space, then run the same command again: finished stages stand"
@@ -20,6 +22,21 @@ MACHINE_ERRORS = {
 }
 """Errors of the machine, not of luthier: errno -> next move."""
 DISK_REFUSES = 74  # EX_IOERR of sysexits.h
+# How libraries put it that write by themselves: safetensors' Rust, numpy's tofile (under GGUF's writer).
+_OS_ERROR, _SHORT_WRITE = re.compile(r"\(os error (\d+)\)"), re.compile(r"^\d+ requested and \d+ written$")
+
+
+def machine_refusal(error: BaseException) -> tuple[str, str] | None:
+    """(what the machine refused, next move), also where a library has only words for it; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := _OS_ERROR.search(str(error)):
+        number = int(found[1])
+    elif isinstance(error, OSError) and _SHORT_WRITE.match(str(error)):
+        number = errno.ENOSPC
+    if number not in MACHINE_ERRORS:
+        return None
+    name = getattr(error, "filename", None) or "writing"
+    return f"{name}: {os.strerror(number)}", MACHINE_ERRORS[number]
 
 
 class LuthierError(Exception):

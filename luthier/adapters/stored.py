@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,7 @@ def _lora(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, widt
     check_keys({f"{name}.{matrix}" for name in names for matrix in matrices}, set(tensors), folder)
     if not names:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: holds no adapter tensors")
+    _check_places(config, names, folder)
     updates = {}
     for name in names:
         a_RI, b_OR = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
@@ -220,6 +221,8 @@ def _lora(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, widt
             alpha = _pattern_value(config.get("alpha_pattern"), name, config["lora_alpha"])
         except KeyError as error:
             raise ArtifactError(f"{folder / CONFIG_FILE}: not a usable LoRA config (no {error})") from None
+        if not isinstance(alpha, (int, float)):
+            raise ArtifactError(f"{folder / CONFIG_FILE}: not a usable LoRA config (lora_alpha is {alpha!r})")
         if len(a_RI) != rank or b_OR.shape[1] != rank:
             raise ArtifactError(
                 f"{folder / WEIGHTS_FILE}: {name} has rank {len(a_RI)}, {CONFIG_FILE} says {rank}",
@@ -228,6 +231,21 @@ def _lora(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, widt
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         updates[name] = StoredUpdate(a_RI, b_OR, scale, tensors.get(f"{name}.lora_magnitude_vector"))
     return updates
+
+
+def _check_places(config: dict[str, Any], names: Iterable[str], folder: Path) -> None:
+    """ArtifactError for tensors of layers that the config leaves out: PEFT would drop them without a word."""
+    layers, targets = config.get("layers_to_transform"), config.get("target_modules")
+    layers = [layers] if isinstance(layers, int) else layers
+    pattern = targets if isinstance(targets, str) and targets != "all-linear" else None
+    for name in names:
+        outside = layers and layer_of(name) not in (*layers, -1) and "layers_to_transform"
+        outside = outside or (pattern is not None and not re.fullmatch(pattern, name) and "target_modules")
+        if outside:
+            raise ArtifactError(
+                f"{folder / WEIGHTS_FILE}: holds {name}, which {outside} of {CONFIG_FILE} leaves out",
+                hint="the file was edited, or the adapter is of two sources",
+            )
 
 
 def _vera(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, widths: Widths) -> dict[str, StoredUpdate]:

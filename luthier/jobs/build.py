@@ -81,7 +81,7 @@ def check_formats(project: Project, opened: OpenBase) -> None:
         try:
             check_exportable(opened.base.folder)
         except ArtifactError as error:
-            raise ConfigError(f"ship.formats ({', '.join(ship.formats)}): {error}", hint=_PLAIN) from None
+            raise ConfigError(f"ship.formats ({', '.join(ship.formats)}): {error}", hint=error.hint or _PLAIN) from None
 
 
 def build_stage(project: Project, opened: OpenBase, prepared: Stage, trained: Stage) -> Stage:

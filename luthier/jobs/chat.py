@@ -30,6 +30,8 @@ def chat(
     if message is not None and not message.strip():
         raise ConfigError("--message is empty", hint="say something, or leave it out for a conversation")
     system, schema, adapter = "", None, None
+    if model is not None and not model.is_dir():
+        raise ConfigError(f"--model {model}: no such folder", hint="give the folder of a model, such as build-*/merged")
     if model is not None:
         opened = open_folder(resolve_base(str(model)))
     else:

@@ -31,7 +31,7 @@ _LINES, _BAR = 20, 30
 
 def lr_probe(project: Project, *, steps: int, lowest: float, highest: float, output: Path | None) -> None:
     """The verb. Raises ConfigError for a range that is none, a page that is none, and an objective without rows."""
-    if not 0 < lowest < highest:
+    if not 0 < lowest < highest < math.inf:
         raise ConfigError(f"--from {lowest:g} --to {highest:g}: no range", hint="for example --from 1e-6 --to 1")
     if output is not None and output.suffix != ".html":
         raise ConfigError(

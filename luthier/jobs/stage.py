@@ -14,6 +14,7 @@ from typing import Any
 from luthier.config.load import Project
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
+from luthier.jobs.changes import changed_inputs
 from luthier.store.lock import locked
 from luthier.store.provenance import Parent, Pin, Provenance, environment, stage_key
 from luthier.store.publish import MANIFEST, digest_file, digest_json, publishing, read_manifest, sweep, verify_folder
@@ -131,6 +132,8 @@ def run_stage(
         warn_of_damage(folder)
         sweep(project.output_dir)
         console.headline(name, console.shown(folder))
+        if why := changed_inputs(project.output_dir, name, inputs):
+            console.line(why)
         started, facts = time.monotonic(), {}
         made = provenance(project, name, version, inputs, pins, parents)
         with publishing(folder, kind=name, inputs=inputs, facts=facts, provenance=made) as temporary:

@@ -112,6 +112,10 @@ def test_missing_unexpected_and_misshapen_tensors_are_errors(tmp_path):
         ({"rank_pattern": {"q_proj": 3}}, "says 3"),
         ({"peft_type": "LOHA"}, "peft_type is LOHA"),
         ({"r": 0}, "says 0"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"layers_to_transform": [0]}, "layers_to_transform of adapter_config.json leaves out"),
+        ({"layers_to_transform": 1}, "layers_to_transform"),
+        ({"target_modules": ".*q_proj"}, "target_modules of adapter_config.json leaves out"),
     ],
 )
 def test_features_we_lack_are_refused_by_name(tmp_path, change, message):

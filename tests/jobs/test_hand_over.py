@@ -33,7 +33,7 @@ def test_files_that_this_base_cannot_have_are_refused_before_training(tmp_path, 
     refused = luthier(verb, "-c", path)
     assert isinstance(refused.exception, ConfigError) and refused.exception.exit_code == 2
     assert "ship.formats (gguf-f16): GGUF export does not know the architecture 'gpt_neox'" in str(refused.exception)
-    assert "ship.formats: []" in refused.exception.hint and not list((tmp_path / "runs").glob("*"))
+    assert "set ship.formats to []" in refused.exception.hint and not list((tmp_path / "runs").glob("*"))
 
 
 def test_a_file_that_llama_cpp_refuses_is_withheld_and_the_rest_is_built(tmp_path, tiny_base, luthier, monkeypatch):

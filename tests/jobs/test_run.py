@@ -95,6 +95,7 @@ def test_changing_a_knob_rebuilds_only_what_depends_on_it(shipped, luthier):
     path, _ = shipped
     result = luthier("run", "-c", path, "--set", "evaluate.min_effect=0.05")
     assert result.exit_code == 0 and result.output.count("unchanged, reusing") == 3, result.output
+    assert "because of evaluate.min_effect: 0.02 -> 0.05" in " ".join(result.output.split()), "and says why"
 
 
 def test_the_same_weights_built_again_are_no_further_look(shipped, luthier):
@@ -277,6 +278,8 @@ WRONG = [
     (("run", "--config"), 2, "requires an argument"),
     (("rnu",), 2, "No such command"),
     (("decide", "--from", "none.jsonl"), (1, 2), "none.jsonl"),
+    (("chat", "--model", "none", "-m", "hi"), 2, "--model none: no such folder"),
+    (("lr-probe", "-c", "luthier.yaml", "--to", "inf"), 2, "no range"),
     (("init", "none.csv", "-o", "new.yaml"), 2, "none.csv"),
     (("evaluate", "-c", "luthier.yaml", "--adapter", "none"), (1, 2), "no such folder"),
     (("run", "-c", "luthier.yaml", "--set", "model.base=none/model"), 2, "hub"),

@@ -144,14 +144,23 @@ def test_an_output_folder_that_cannot_be_made_is_a_matter_of_configuration(proje
         assert isinstance(refused.exception, ConfigError) and "output_dir" in refused.exception.hint
 
 
-def test_a_full_disk_is_not_called_a_bug():
+FULL = {
+    "an error of Python": "OSError(errno.ENOSPC, 'No space left on device', 'runs/x')",
+    "safetensors, in words": "RuntimeError('Error while serializing: I/O error: disk (os error 28)')",
+    "numpy, in words": "OSError('16384 requested and 512 written')",
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_full_disk_is_not_called_a_bug(error):
     code = (
         "import errno, sys, luthier.cli as cli\n"
-        "def full(name): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x')\n"
+        f"def full(name): raise {error}\n"
         "cli._job = full\nsys.argv = ['luthier', 'doctor']\ncli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 74 and "runs/x: No space left" in done.stderr and "internal" not in done.stderr
+    assert done.returncode == 74 and ": No space left" in done.stderr and "internal" not in done.stderr
+    assert ("runs/x: " if "runs/x" in error else "writing: ") in done.stderr
 
 
 def test_a_terminal_without_the_letter_does_not_end_the_run(tmp_path):
