@@ -28,7 +28,8 @@ def schema_block(schema: dict[str, Any]) -> str:
     """The schema in words: a heading and one line a field with its type, range and allowed values. One that names no
     field (a list, a text, a reference) is shown as it is."""
     if not schema.get("properties"):
-        return f"Answer with JSON that satisfies this JSON Schema, and nothing else: {json.dumps(schema)}"
+        text = json.dumps(schema, ensure_ascii=False)
+        return f"Answer with JSON that satisfies this JSON Schema, and nothing else: {text}"
     required = schema.get("required", [])
     lines = ["Answer with one JSON object and nothing else. Its fields:"]
     for name, field in schema.get("properties", {}).items():

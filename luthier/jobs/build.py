@@ -120,7 +120,7 @@ def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row
         try:
             records, refused = (_check_gguf(path, kind, folder / "merged", held, ship),), ()
         except ArtifactError as error:  # hours of training are not lost over a file that nobody can read
-            records, refused = (), (str(error).replace(f"{path}: ", ""),)
+            records, refused = (), (str(error).replace(str(path), path.name),)
         artefacts.append(Artefact(kind, path, records, (*written.notes, *refused)))
     (folder / "reference.npy").unlink()
     write_artefacts(folder, artefacts)

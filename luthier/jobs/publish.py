@@ -54,7 +54,7 @@ def publish_stage(
     return standing("published", folder)
 
 
-def shared_system(prepared: Stage) -> str:
+def _shared_system(prepared: Stage) -> str:
     """The system message that every training row has, schema in words included; "" when they differ or have none."""
     rows = read_rows(prepared.folder, "train")
     found = {row.prompt[0]["content"] if row.prompt and row.prompt[0]["role"] == "system" else "" for row in rows}
@@ -88,7 +88,7 @@ def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: St
         training={name: facts[name] for name in figures},
         data=prepared.facts["splits"],
         verdict=verdict,
-        system=shared_system(prepared),
+        system=_shared_system(prepared),
         limits=(
             "Judged only on rows like those of the project's test split, and only by the gates that the verdict names.",
         ),

@@ -46,7 +46,10 @@ def test_a_file_that_llama_cpp_refuses_is_withheld_and_the_rest_is_built(tmp_pat
     result = luthier("build", "-c", path, *QUICK)
     assert result.exit_code == 0, (result.output, result.exception)
     said = " ".join(result.output.split())
-    assert "equal to what was trained" in said and "withheld: parity was not checked; llama.cpp cannot load it" in said
+    assert (
+        "equal to what was trained" in said
+        and "withheld: parity was not checked; model-f16.gguf: llama.cpp cannot load it" in said
+    )
     facts = json.loads((only(tmp_path / "runs", "build-*") / "manifest.json").read_text())["facts"]
     assert facts["artefacts"] == {"merged": True, "gguf-f16": False}
 
