@@ -35,6 +35,7 @@ from luthier.types import Row
 VERSION = 1
 # Beside the project file, not in output_dir: a fresh output folder must not forget who has looked at the test rows.
 LEDGER_SUFFIX = ".ledger.jsonl"
+NUM_MEASURED = 500  # test rows whose answers are held against the cap before training: a millisecond each
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -90,12 +91,12 @@ def check_judgeable(project: Project, opened: OpenBase, prepared: Stage) -> None
 
 def _warn_of_cap(cap: int, opened: OpenBase, rows: Sequence[Row]) -> None:
     """Answers that the cap cuts are judged as if they had ended there: a model that never stops would look right."""
-    encoded = [opened.codec.encode_answer(row.prompt, row.answer) for row in rows]
+    encoded = [opened.codec.encode_answer(row.prompt, row.answer) for row in rows[:NUM_MEASURED]]
     lengths = [len(ids) - start for ids, start in encoded]
     if cut := sum(length > cap for length in lengths):
         console.warn(
-            f"{cut} of {len(rows)} reference answers of the test split have more than evaluate.max_new_tokens = {cap} "
-            f"tokens with the one that ends them: no arm can give these whole; the longest needs {max(lengths)}"
+            f"{cut} of {len(encoded)} reference answers of the test split have more than evaluate.max_new_tokens = "
+            f"{cap} tokens with the one that ends them: no arm can give these whole; the longest needs {max(lengths)}"
         )
 
 
