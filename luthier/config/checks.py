@@ -140,8 +140,14 @@ def _rollouts_are_whole(spec: ProjectSpec) -> list[Problem]:
         if rollouts == RolloutsSpec():
             return []
         return [
-            ("rollouts", f"loss.kind {kind} samples no answers", "drop the section, or choose loss.kind: grpo or ppo")
+            (
+                "rollouts",
+                f"loss.kind {kind} samples no answers",
+                "drop the section, or choose loss.kind: grpo, ppo or gkd",
+            )
         ]
+    if not spec.loss.needs_rewards:
+        return _judged_by_a_teacher(spec) or _rollouts_fit_a_step(spec)
     if not rollouts.has_reward:
         words = f"loss.kind {kind} learns from rewards, and there is none"
         hint = "name one or more with their weights, e.g. {json_valid: 1.0}, or give rollouts.reward_model"
@@ -152,6 +158,25 @@ def _rollouts_are_whole(spec: ProjectSpec) -> list[Problem]:
     if rollouts.resample > 1 and rollouts.answers < 2:
         words = "with one answer to a prompt no prompt has answers with different rewards"
         return [("rollouts.resample", words, "rollouts.answers: 2 or more, or drop it")]
+    return _rollouts_fit_a_step(spec)
+
+
+def _judged_by_a_teacher(spec: ProjectSpec) -> list[Problem]:
+    kind, rollouts = spec.loss.kind, spec.rollouts
+    if rollouts.has_reward:
+        key = "rollouts.rewards" if rollouts.rewards else "rollouts.reward_model"
+        return [(key, f"loss.kind {kind} learns from its teacher alone", "drop it, or choose loss.kind: grpo or ppo")]
+    if rollouts.resample > 1:
+        words = f"loss.kind {kind} rewards no answer, so no prompt has answers with different rewards"
+        return [("rollouts.resample", words, "drop it")]
+    if spec.loss.on_policy != 1.0 and rollouts.answers != 1:
+        words = "with loss.on_policy below 1 a prompt has one answer, of the student or of its row"
+        return [("rollouts.answers", words, "set it to 1")]
+    return []
+
+
+def _rollouts_fit_a_step(spec: ProjectSpec) -> list[Problem]:
+    rollouts = spec.rollouts
     if spec.longest_row < 1:
         words = f"{rollouts.max_new_tokens} leaves no room for a prompt in train.sequence_len {spec.train.sequence_len}"
         return [("rollouts.max_new_tokens", words, "lower it, or raise train.sequence_len")]

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from luthier.config.base import Spec
 
 Kind = Literal[
-    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress", "grpo", "ppo"
+    "sft", "continued", "distill", "dpo", "orpo", "simpo", "cpo", "kto", "reward", "classify", "regress", "grpo", "ppo",
+    "gkd",
 ]  # fmt: skip
 Sequences = Literal["turns", "documents", "pairs", "labelled", "scored", "scored_pairs", "prompts"]
 
@@ -19,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sft": {"earlier_turns": 1.0, **_TOKENS},
     "continued": {"chunk_overlap": 64, **_TOKENS},
     "distill": {
-        "earlier_turns": 1.0, "teacher": None, "divergence": "forward_kl", "temperature": 1.0,
+        "earlier_turns": 1.0, "teacher": None, "divergence": "forward_kl", "js_beta": None, "temperature": 1.0,
         "pull": 1.0, "nll_weight": 0.0, "neftune_alpha": 0.0,
     },
     "dpo": {"variant": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "reference": "base"},
@@ -35,12 +36,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "clip_low": 0.2, "clip_high": None, "kl_to_base": 0.05, "gamma": 1.0, "gae_lambda": 0.95, "value_clip": 0.2,
         "value_coef": 0.1,
     },
+    "gkd": {"teacher": None, "divergence": "reverse_kl", "js_beta": None, "temperature": 1.0, "on_policy": 1.0},
 }  # fmt: skip
 """kind -> the keys that it reads, with their defaults."""
 SEQUENCES: dict[str, Sequences] = {
     "sft": "turns", "distill": "turns", "continued": "documents", "dpo": "pairs", "orpo": "pairs", "simpo": "pairs",
     "cpo": "pairs", "kto": "labelled", "reward": "scored_pairs", "classify": "scored", "regress": "scored",
-    "grpo": "prompts", "ppo": "prompts",
+    "grpo": "prompts", "ppo": "prompts", "gkd": "prompts",
 }  # fmt: skip
 """kind -> what a row becomes for it (data/sequences.py)."""
 _WITH_SMOOTHING = ("sigmoid", "robust")
@@ -57,7 +59,8 @@ class LossSpec(Spec):
     """sft: cross entropy of the assistant's tokens. continued: of plain documents. distill: a teacher's distribution.
     dpo, orpo, simpo, cpo: preference pairs. kto: single answers marked good or bad. reward: a score head on pairs.
     classify, regress: a score head on the answer as a class or a number. grpo, ppo: answers that the model gives
-    itself (section rollouts), rewarded; ppo trains a value head beside the model, which is not exported."""
+    itself (section rollouts), rewarded; ppo trains a value head beside the model, which is not exported. gkd: distill,
+    on answers that the model gives itself (on-policy distillation)."""
     earlier_turns: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the assistant turns before the last (sft, distill): 1 = all turns alike, 0 = the last turn only."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -104,11 +107,16 @@ class LossSpec(Spec):
     center_weight: Annotated[float, Field(ge=0)] | None = None
     """reward: weight of the squared sum of both scores, which keeps them around 0."""
     teacher: str | None = None
-    """distill: folder of the teacher model (relative to the project file), with the base's tokenizer."""
+    """distill, gkd: folder of the teacher model (relative to the project file), with the base's tokenizer."""
     divergence: Literal["forward_kl", "reverse_kl", "js"] | None = None
-    """distill: what is minimised between teacher and student at every trained token."""
+    """distill, gkd: what is minimised between teacher and student at every trained token, over the whole vocabulary."""
+    js_beta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of divergence js: the teacher's share in the mixture that both are held against; null = 0.5. Towards 0 it pulls
+    as forward_kl does, towards 1 as reverse_kl."""
+    on_policy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """gkd: share of the prompts that the student answers itself; for the rest the row's own answer is learnt from."""
     temperature: Annotated[float, Field(gt=0)] | None = None
-    """distill: both distributions are softened by it."""
+    """distill, gkd: both distributions are softened by it."""
     pull: Annotated[float, Field(ge=0)] | None = None
     """distill: weight of the divergence."""
 
@@ -134,8 +142,12 @@ class LossSpec(Spec):
             raise ValueError(
                 f"label_smoothing is not read by variant {self.variant} (only sigmoid and robust): drop it"
             )
-        if self.kind == "distill" and not self.teacher:
-            raise ValueError("distill needs a teacher: give loss.teacher, a model folder with the base's tokenizer")
+        if self.kind in ("distill", "gkd") and not self.teacher:
+            raise ValueError(
+                f"{self.kind} needs a teacher: give loss.teacher, a model folder with the base's tokenizer"
+            )
+        if self.js_beta is not None and self.divergence != "js":
+            raise ValueError(f"js_beta is not read by divergence {self.divergence} (only js): drop it")
         if self.kind == "distill" and not self.pull:
             raise ValueError("loss.pull is 0: nothing would be learnt from the teacher; loss.kind: sft needs none")
         return self
@@ -149,6 +161,11 @@ class LossSpec(Spec):
     def is_online(self) -> bool:
         """Whether it learns from answers that the model gives while it is trained."""
         return self.sequences == "prompts"
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether what the model says itself is rewarded; otherwise a teacher judges it, token by token."""
+        return self.is_online and self.kind != "gkd"
 
     @property
     def upper_clip(self) -> float:
@@ -174,7 +191,7 @@ class LossSpec(Spec):
     def figures(self) -> tuple[str, ...]:
         """Dev figures that this loss tells beside itself and that can choose a checkpoint."""
         if self.is_online:
-            return ("reward",)
+            return ("reward",) if self.needs_rewards else ("teacher_kl",)
         if self.kind in ("classify", "regress"):
             return ("accuracy",) if self.kind == "classify" else ("absolute_error",)
         return ("reward_accuracy", "reward_margin") if self.sequences in ("pairs", "labelled", "scored_pairs") else ()

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from luthier.config.base import Seed, Spec
 
-LOWER_IS_BETTER = frozenset({"loss", "absolute_error"})
+LOWER_IS_BETTER = frozenset({"loss", "absolute_error", "teacher_kl"})
 """Dev figures of which less is better; of every other one more is."""
 
 

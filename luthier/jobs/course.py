@@ -17,7 +17,7 @@ from luthier.evaluate.dev_metrics import dev_metrics
 from luthier.jobs.held_out import held_out_before
 from luthier.jobs.local import sampler_of
 from luthier.jobs.objective import Examples, OpenObjective, open_objective
-from luthier.jobs.online import REWARD, Online
+from luthier.jobs.online import Online
 from luthier.jobs.prepare import evaluate_spec, schema_of
 from luthier.jobs.session import Session, open_cache
 from luthier.jobs.sharing import choose_batches
@@ -76,17 +76,17 @@ def _online(
         handed = session.opened, session.prepared, adapted, examples, online.supply.lay_out, dtype
         objective = open_objective(session.project, *handed)
         objective = replace(objective, loss=online.loss_of(objective.loss))
-        reward, tasks, train = online.held_out(), _task_metrics_on_dev(session), spec.train
-        if reward is not None and train.metric_for_best == "loss":
-            train = train.model_copy(update={"metric_for_best": REWARD})
+        worth, tasks, train = online.held_out(objective.loss), _task_metrics_on_dev(session), spec.train
+        if worth is not None and train.metric_for_best == "loss":
+            train = train.model_copy(update={"metric_for_best": spec.loss.figures[0]})
 
         def measure(step: int, sampler: Any) -> dict[str, float]:
-            return {**(reward(step, sampler) if reward else {}), **(tasks(step, sampler) if tasks else {})}
+            return {**(worth(step, sampler) if worth else {}), **(tasks(step, sampler) if tasks else {})}
 
         yield Course(
             train, objective, lambda: _sampler(session, model),
-            before=online.before(reward, lambda: _sampler(session, model)),
-            plan_epoch=plan_rounds(spec.rollouts), on_eval=measure if reward or tasks else None, supply=online.supply,
+            before=online.before(worth, lambda: _sampler(session, model)),
+            plan_epoch=plan_rounds(spec.rollouts), on_eval=measure if worth or tasks else None, supply=online.supply,
         )  # fmt: skip
     finally:
         online.close()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.adapters.handle import AdaptedModel
+from luthier.bases.resolve import resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.config.load import Project
 from luthier.config.loss import LossSpec
@@ -78,6 +79,12 @@ def check_objective(project: Project, opened: OpenBase) -> None:
             f"{theirs.vocab_size:,} against {ours.vocab_size:,} words): its distributions are over other words",
             hint="take a teacher of the same family",
         )
+
+
+def teacher_inputs(project: Project) -> dict[str, str]:
+    """What a run depends on beside the inputs of every run, where it has a teacher."""
+    teacher = project.spec.loss.teacher
+    return {} if teacher is None else {"teacher": resolve_base(str(project.folder / teacher)).digest}
 
 
 def check_answers(project: Project) -> None:
@@ -224,7 +231,7 @@ def open_objective(
         add_value_head(model)
     if spec.kl_to_base:
         second = AdaptersOff(adapted)
-    elif spec.teacher is not None and spec.pull:
+    elif spec.teacher is not None:
         second = load_model(project.folder / spec.teacher, dtype="float32").eval()
         console.line(f"teacher: {project.folder / spec.teacher}, {second.num_parameters:,} parameters")
     loss = make_loss(spec, second)

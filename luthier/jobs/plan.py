@@ -115,6 +115,8 @@ def _notes(project: Project, shapes: Shapes, target: MachineProfile) -> list[str
             f"loss.kind {project.spec.loss.kind} learns from answers that it samples: data, steps and time count the "
             "prompts alone"
         )
+    if project.spec.loss.teacher:
+        notes.append("the teacher is one more model, in float32: it is not in the memory, nor its passes in the time")
     if project.spec.rollouts.reward_model:
         notes.append("the reward model is one more copy of the base, in float32: it is not in the memory")
     if project.spec.train.eval_task_rows:

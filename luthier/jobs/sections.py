@@ -36,10 +36,13 @@ def _data(prepared: Stage) -> Section:
 
 def _training(trained: Stage) -> Section:
     records = MetricsLog(trained.folder / "metrics.jsonl").read()
-    rounds = [(r["step"], r["reward"]) for r in records if r["kind"] == "rollout"]
+    rounds = [(r["step"], r["reward"]) for r in records if r["kind"] == "rollout" and "reward" in r]
+    apart = [(r["step"], r["teacher_kl"]) for r in records if r["kind"] == "dev" and "teacher_kl" in r]
     if rounds:  # an online run: its loss is near 0 whatever it learns
         held_out = [(r["step"], r["reward"]) for r in records if r["kind"] == "dev" and "reward" in r]
         curves, unit = {"reward of a round": rounds, "held-out reward": held_out}, "reward"
+    elif apart:  # its loss is over other answers at each round
+        curves, unit = {"held-out KL from the teacher, in its own answers": apart}, "nats per token"
     else:
         losses = {kind: [(r["step"], r["loss"]) for r in records if r["kind"] == kind] for kind in ("train", "dev")}
         curves, unit = {"training loss": losses["train"], "dev loss": losses["dev"]}, "loss (nats per token)"

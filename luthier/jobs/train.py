@@ -28,8 +28,8 @@ from luthier.jobs.device import choose_device, devices_of
 from luthier.jobs.held_out import ranking
 from luthier.jobs.local import OpenBase, open_base, set_threads
 from luthier.jobs.machine import describe
-from luthier.jobs.objective import Examples, check_objective, read_examples
-from luthier.jobs.online import online_inputs, reward_line
+from luthier.jobs.objective import Examples, check_objective, read_examples, teacher_inputs
+from luthier.jobs.online import held_out_line, online_inputs
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.practice import gap_line, noise_line
@@ -103,6 +103,7 @@ def train_stage(
         "model": spec.model.model_dump(mode="json", include={"dtype"}),
         "base": opened.base.digest,
         "prepared": prepared.digest,
+        **teacher_inputs(project),
         **online_inputs(project),
     }
     work = stage_folder(project, "train", VERSION, inputs).with_suffix(".work")
@@ -125,7 +126,7 @@ def train_stage(
     console.line(
         f"{facts['steps']} steps, {facts['tokens']:,} tokens ({facts['trained_tokens']:,} trained) in "
         f"{console.duration(facts['seconds'])}; best step {facts['best_step']}, "
-        f"{reward_line(facts) or 'dev loss ' + str(facts['dev_loss'])}; "
+        f"{held_out_line(facts) or 'dev loss ' + str(facts['dev_loss'])}; "
         f"peak memory {facts['peak_bytes'] / 2**30:.2f} GiB"
     )
     for found in filter(None, (average_line(facts), noise_line(facts), gap_line(facts))):

@@ -96,7 +96,7 @@ def token_logps(model: Any, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
     def part(hidden: Tensor, place: slice) -> Tensor:
         return -F.cross_entropy(model.head(hidden).float(), targets_K[place], reduction="none")
 
-    return _each_in_slices(model, part, hidden_KD)
+    return each_in_slices(model, part, hidden_KD)
 
 
 def policy_logps(model: Any, hidden_KD: Tensor, targets_K: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -108,11 +108,12 @@ def policy_logps(model: Any, hidden_KD: Tensor, targets_K: Tensor, temperature: 
         entropies.append(-(logps_KV.detach().exp() * logps_KV.detach()).sum(-1))
         return logps_KV.gather(1, targets_K[place][:, None])[:, 0]
 
-    logps_K = _each_in_slices(model, part, hidden_KD)
+    logps_K = each_in_slices(model, part, hidden_KD)
     return logps_K, torch.cat(entropies)
 
 
-def _each_in_slices(model: Any, part: Part, hidden_KD: Tensor) -> Tensor:
+def each_in_slices(model: Any, part: Part, hidden_KD: Tensor) -> Tensor:
+    """part(hidden, place) of every position, (K,) float32; in slices as `sum_in_slices`."""
     num_rows = _rows_of_a_slice(model, len(hidden_KD))
     if len(hidden_KD) <= num_rows:
         return part(hidden_KD, slice(None))

@@ -34,14 +34,16 @@ def _sft(spec: LossSpec, base: SecondModel | None) -> Loss:
 
 
 def _distill(spec: LossSpec, teacher: SecondModel | None) -> Loss:
-    assert spec.nll_weight is not None and spec.pull is not None and spec.temperature is not None
+    """distill, and gkd: the same loss, on answers that the student gives itself."""
+    assert spec.temperature is not None
     return TokenLoss(
-        nll=spec.nll_weight,
+        nll=spec.nll_weight or 0.0,
         weighted=spec.earlier_turns is not None and 0 < spec.earlier_turns < 1,
-        pull=spec.pull,
+        pull=1.0 if spec.pull is None else spec.pull,
         divergence=str(spec.divergence),
         temperature=spec.temperature,
-        second=teacher if spec.pull else None,
+        js_beta=spec.js_beta or 0.5,
+        second=teacher,
         noise_alpha=spec.neftune_alpha or 0.0,
     )
 
@@ -60,11 +62,12 @@ LOSSES: dict[str, Callable[[LossSpec, SecondModel | None], Loss]] = {
     "regress": lambda spec, _: RegressLoss(),
     "grpo": lambda spec, _: make_grpo(spec),
     "ppo": lambda spec, _: make_ppo(spec),
+    "gkd": _distill,
 }
 
 
 def make_loss(spec: LossSpec, second: SecondModel | None = None) -> Loss:
-    """The loss of `spec`. second: the teacher (distill), or the base (sft and continued with kl_to_base)."""
+    """The loss of `spec`. second: the teacher (distill, gkd), or the base (sft and continued with kl_to_base)."""
     return LOSSES[spec.kind](spec, second)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.losses.divergence import divergence
-from luthier.losses.head import head_loss_sum, sum_in_slices
+from luthier.losses.head import each_in_slices, head_loss_sum, sum_in_slices
 from luthier.losses.loss import Objective, Sums
 from luthier.losses.sft import sft_loss_sum, sft_losses, smoothed_sft_sum
 from luthier.types import Batch
@@ -49,6 +49,7 @@ class TokenLoss(Objective):
     pull: float = 0.0
     divergence: str = "forward_kl"
     temperature: float = 1.0
+    js_beta: float = 0.5
     second: SecondModel | None = None
     noise_alpha: float = 0.0
     unit = "token"
@@ -94,10 +95,21 @@ class TokenLoss(Objective):
         def part(hidden: Tensor, place: slice) -> Tensor:
             with torch.no_grad():
                 teacher_KV = second.head(other_KD[place])
-            each_K = divergence(self.divergence, model.head(hidden), teacher_KV, self.temperature)
+            each_K = divergence(self.divergence, model.head(hidden), teacher_KV, self.temperature, self.js_beta)
             return (each_K * batch.columns["weights_K"][place]).sum() if self.weighted else each_K.sum()
 
         return sum_in_slices(model, part, hidden_KD)
+
+
+def distances(model: Any, second: SecondModel, batch: Batch) -> Tensor:
+    """(K,) KL(model || second) in nats over the whole vocabulary at every kept position, without gradients."""
+    with torch.no_grad():
+        other_KD = second.hidden(batch)
+        return each_in_slices(
+            model,
+            lambda hidden, place: divergence("reverse_kl", model.head(hidden), second.head(other_KD[place])),
+            model.hidden(batch),
+        )
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Rounds of an online run: prompts are answered by the model as it stands, answers rewarded, and dealt to steps.
+"""Rounds of an online run: prompts are answered by the model as it stands, answers judged, and dealt to steps.
 
 A round is sampled before the first of its steps and kept (`round.py`) until the run ends; a run that goes on reads it
 again. What is sampled depends on the weights, the seed and the round alone. The answers are learnt from under the
-log-probabilities that the sampler itself drew them with. The answers to a prompt stay together, so that a layout that
-shares prefixes computes their prompt once.
+log-probabilities that the sampler itself drew them with. grpo and ppo reward them; for gkd the teacher judges them in
+the loss, and some prompts may keep the row's own answer.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from luthier.losses.head import policy_logps
 from luthier.losses.policy import ADVANTAGE, OLD, REF
 from luthier.losses.ppo import RETURN, VALUE, token_values
 from luthier.losses.tokens import SecondModel
-from luthier.models.sampler import LocalSampler
 from luthier.rollouts.advantages import gae, group_advantages, is_constant, token_rewards, whitened
+from luthier.rollouts.draw import Source
 from luthier.rollouts.rewards import Asked, Rewards
 from luthier.rollouts.round import Answer, read_round, write_round
-from luthier.types import Batch, EncodedRow, RowSet, StepRows
+from luthier.rollouts.rows import AnswerRows, LayOut
+from luthier.types import Batch, Completion, EncodedRow, RowSet, StepRows
 
 CONSTANT_ROUNDS = 3  # rounds of one and the same reward after which a run is stopped
-LayOut = Callable[[Sequence[EncodedRow]], Batch]
+GIVEN = "given"
+"""The `finish` of an answer that is the row's own."""
 
 
 class Planned(Protocol):
@@ -64,9 +66,8 @@ class Rollouts:
     """What an online run learns from. Implements the engine's Supply, and lays its rows out with their columns.
 
     prompts: the training prompts; asked: what their answers are held against, by row id. policy: the model in training;
-    base: the same with its adapters off, None where it cannot be had. lay_out: rows -> packed batch; place: batch ->
-    tensors for the model. shares: whether the layout computes a shared prompt once. budget: tokens of a micro-batch.
-    folder: of the rounds.
+    base: the same with its adapters off, None where it cannot be had. source: where answers come from. lay_out, place,
+    shares, budget: see `AnswerRows`. folder: of the rounds.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Rollouts:
         asked: Mapping[str, Asked],
         *,
         policy: Any,
-        sampler: LocalSampler,
+        source: Source,
         rewards: Rewards,
         base: SecondModel | None,
         lay_out: LayOut,
@@ -89,10 +90,10 @@ class Rollouts:
         notice: Callable[[str], None],
     ) -> None:
         self.spec, self.loss, self.prompts, self.asked = spec, loss, prompts, asked
-        self.policy, self.sampler, self.rewards, self.base = policy, sampler, rewards, base
-        self.plain, self.place, self.shares, self.budget = lay_out, place, shares, budget
+        self.policy, self.source, self.rewards, self.base = policy, source, rewards, base
         self.seed, self.folder, self.notice = seed, folder, notice
-        self.ids = {prompts[index].row_id: prompts[index].ids for index in range(len(prompts))}
+        ids = {prompts[index].row_id: prompts[index].ids for index in range(len(prompts))}
+        self.laid = AnswerRows(ids, lay_out, place, shares=shares, budget=budget)
         self.held: tuple[Path, list[Answer], dict[str, float]] | None = None
         self.tables: dict[str, dict[str, tuple[float, ...]]] = {}
 
@@ -106,7 +107,8 @@ class Rollouts:
             self.held = (path, *self._round(path, planned, number, inner, between))
         _, answers, figures = self.held
         chosen = self._dealt(answers, [self.seed, planned.epoch, number], inner)
-        is_idle = not self.loss.kl_to_base and not any(any(answer.advantages) for answer in chosen)
+        is_idle = self.loss.needs_rewards and not self.loss.kl_to_base
+        is_idle = is_idle and not any(any(answer.advantages) for answer in chosen)
         return self._made([] if is_idle else chosen, figures if inner == 0 else {})
 
     def heaviest(self) -> StepRows:
@@ -114,7 +116,7 @@ class Rollouts:
         prompt = max((self.prompts[index] for index in range(len(self.prompts))), key=lambda row: len(row.ids))
         length, answers = self.spec.max_new_tokens, []
         filler = (prompt.ids * (length // len(prompt.ids) + 1))[:length]
-        while not answers or self._cost(answers) <= self.budget:
+        while not answers or self.laid.cost(answers) <= self.laid.budget:
             name = f"{prompt.row_id}/rehearsed-{len(answers)}"
             none = (0.0,) * length
             one = Answer(
@@ -122,8 +124,8 @@ class Rollouts:
                 ref_logps=none, advantages=(1.0,) * length, values=none, returns=none,
             )  # fmt: skip
             group = [replace(one, number=i) for i in range(self.spec.answers)]
-            self.ids[name] = prompt.ids
-            if answers and self._cost([*answers, *group]) > self.budget:
+            self.laid.prompts[name] = prompt.ids
+            if answers and self.laid.cost([*answers, *group]) > self.laid.budget:
                 break
             answers += group
         made = self._made(answers, {})
@@ -133,7 +135,7 @@ class Rollouts:
         """The packed batch of answers, with what was noted of every token. (A row that was cut at its front keeps the
         numbers of its end.)
         """
-        batch = self.plain(rows)
+        batch = self.laid.lay_out(rows)
         counts = np.bincount(batch.sequences_K, minlength=len(rows)).tolist()
         columns = {}
         for name, table in self.tables.items():
@@ -162,7 +164,8 @@ class Rollouts:
     def _sampled(
         self, planned: Planned, number: int, between: Callable[[], None]
     ) -> tuple[list[Answer], dict[str, float]]:
-        wanted, groups, everything = planned.micro_batches[0], [], []
+        wanted, given = self._split(planned.micro_batches[0], [self.seed, planned.epoch, number])
+        groups, everything = [], []
         shuffled = np.random.default_rng([self.seed, planned.epoch, number]).permutation(len(self.prompts)).tolist()
         others = iter([index for index in shuffled if index not in wanted])
         for attempt in range(self.spec.resample):
@@ -173,24 +176,36 @@ class Rollouts:
             groups += found if self.spec.resample == 1 else [group for group in found if _varies(group)]
             if self.spec.resample == 1 or len(groups) >= len(wanted) or not chosen:
                 break
-        kept = [answer for group in groups[: len(wanted)] for answer in group if answer.reward is not None]
+        kept = [answer for group in groups[: len(wanted)] for answer in group if not answer.error]
         learnt = [replace(a, learnt=a.finish == "stop" or not self.spec.drop_overlong) for a in kept]
-        judge = self._credited if self.loss.has_value_head else self._compared
-        return judge(self._with_base(learnt)), self._figures(everything)
+        return [*self._judged(learnt), *given], self._figures(everything) | ({"given": len(given)} if given else {})
+
+    def _split(self, prompts: Sequence[int], seed: list[int]) -> tuple[list[int], list[Answer]]:
+        """The prompts that the model answers itself, and the rows' own answers to the others (loss.on_policy)."""
+        share = self.loss.on_policy
+        if share is None or share == 1.0:
+            return list(prompts), []
+        own = np.random.default_rng([*seed, 1]).random(len(prompts)) < share
+        rows = [self.prompts[index].row_id for index, is_own in zip(prompts, own, strict=True) if not is_own]
+        given = []
+        for row in rows:
+            ids = self.asked[row].reference_ids[: self.spec.max_new_tokens]
+            given.append(Answer(row, 0, ids, (), GIVEN, self.asked[row].reference))
+        return [index for index, is_own in zip(prompts, own, strict=True) if is_own], given
 
     def _groups(self, chosen: Sequence[int], seed: int, between: Callable[[], None]) -> list[list[Answer]]:
-        """The rewarded answers to some prompts, one list a prompt."""
-        spec, rows = self.spec, [self.prompts[index] for index in chosen]
-        said = self.sampler.sample_ids(
-            [row.ids for row in rows for _ in range(spec.answers)],
-            max_new_tokens=spec.max_new_tokens, temperature=spec.temperature, seed=seed,
-            progress=lambda done, total, /, **figures: between(),
-        )  # fmt: skip
-        names = [(row.row_id, number) for row in rows for number in range(spec.answers)]
-        rewarded = self.rewards.of(said, [self.asked[row] for row, _ in names], between)
+        """The answers to some prompts, one list a prompt, rewarded where the objective asks for it."""
+        answers = self.source.draw([self.prompts[index] for index in chosen], seed, between)
+        if self.loss.needs_rewards:
+            answers = self._rewarded(answers, between)
+        return list(_grouped(answers).values())
+
+    def _rewarded(self, answers: list[Answer], between: Callable[[], None]) -> list[Answer]:
+        said = [Completion(a.text, a.ids, "stop" if a.finish == "stop" else "length") for a in answers]
+        got = self.rewards.of(said, [self.asked[answer.row] for answer in answers], between)
         answers = [
-            Answer(row, number, one.ids, one.logps, one.finish, one.text, got.value, got.parts, got.error)
-            for (row, number), one, got in zip(names, said, rewarded, strict=True)
+            replace(answer, reward=one.value, parts=one.parts, error=one.error)
+            for answer, one in zip(answers, got, strict=True)
         ]
         if answers and all(answer.reward is None for answer in answers):
             error, times = Counter(answer.error for answer in answers).most_common(1)[0]
@@ -198,7 +213,14 @@ class Rollouts:
                 f"no answer of a round got a reward; {times} of {len(answers)} times: {error}",
                 hint="mend the rewards (rollouts.rewards), or what they read",
             )
-        return [answers[start : start + spec.answers] for start in range(0, len(answers), spec.answers)]
+        return answers
+
+    def _judged(self, answers: list[Answer]) -> list[Answer]:
+        """With what the loss reads of each token."""
+        if not self.loss.needs_rewards:
+            return answers
+        judge = self._credited if self.loss.has_value_head else self._compared
+        return judge(self._with_base(answers))
 
     def _compared(self, answers: list[Answer]) -> list[Answer]:
         """With the advantage of each answer over the others to its prompt, the same for all of its tokens."""
@@ -213,7 +235,7 @@ class Rollouts:
         """With the advantage of each token over what the value head expected, whitened over the round."""
         loss = self.loss
         assert loss.kl_to_base is not None and loss.gamma is not None and loss.gae_lambda is not None
-        told = self._of_tokens(answers, lambda batch: token_values(self.policy, self.policy.hidden(batch)))
+        told = self.laid.told(answers, lambda batch: token_values(self.policy, self.policy.hidden(batch)))
         found = []
         for answer in answers:
             assert answer.reward is not None
@@ -234,39 +256,34 @@ class Rollouts:
         def logps(batch: Batch) -> torch.Tensor:
             return policy_logps(base, base.hidden(batch), batch.targets_K, self.spec.temperature)[0]
 
-        found = self._of_tokens(answers, logps)
+        found = self.laid.told(answers, logps)
         return [replace(answer, ref_logps=found[answer.name]) for answer in answers]
 
-    def _of_tokens(self, answers: list[Answer], tell: Callable[[Batch], torch.Tensor]) -> dict[str, tuple[float, ...]]:
-        """answer -> what `tell` says of each of its tokens; without gradients, in batches as a step's."""
-        self.tables = {}
-        made, found = self._rows(answers), {}
-        for micro in self._micro_batches(answers):
-            batch = self.place(self.plain([made[index] for index in micro]))
-            with torch.no_grad():
-                told_K = tell(batch)
-            for place, row in enumerate(batch.row_ids):
-                found[row] = tuple(told_K[batch.sequences_K == place].tolist())
-        return found
-
     def _figures(self, answers: list[Answer]) -> dict[str, float]:
-        """Of all answers that were given, learnt from or not."""
+        """Of all answers that were drawn, learnt from or not."""
+        if not answers:
+            return {}
+        figures = {
+            "answer_tokens": float(np.mean([len(answer.ids) for answer in answers])),
+            "cut_off": float(np.mean([answer.finish == "length" for answer in answers])),
+            "answers": float(len(answers)),
+        }
+        if not self.loss.needs_rewards:
+            return figures
         rewards = [answer.reward for answer in answers if answer.reward is not None]
         alike = [not _varies(group) for group in _grouped(answers).values()]
         return {
             "reward": float(np.mean(rewards)),
             "reward_std": float(np.std(rewards)),
             "alike_groups": float(np.mean(alike)),
-            "answer_tokens": float(np.mean([len(answer.ids) for answer in answers])),
-            "cut_off": float(np.mean([answer.finish == "length" for answer in answers])),
             "reward_failed": float(sum(answer.reward is None for answer in answers)),
-            "answers": float(len(answers)),
+            **figures,
             **self.rewards.means([answer.parts for answer in answers]),
         }
 
     def _refuse_constant(self, epoch: int, number: int) -> None:
         """Says, and after some rounds refuses, that every answer of the run gets the same reward."""
-        if epoch or number >= CONSTANT_ROUNDS:
+        if epoch or number >= CONSTANT_ROUNDS or not self.loss.needs_rewards:
             return
         rounds = [kept[1] for kept in (read_round(self._path(0, n)) for n in range(number + 1)) if kept]
         if any(told["reward_std"] for told in rounds) or len({told["reward"] for told in rounds}) > 1:
@@ -290,44 +307,23 @@ class Rollouts:
         return [answer for answer in answers if answer.row in mine and answer.learnt]
 
     def _made(self, answers: list[Answer], figures: Mapping[str, float]) -> StepRows:
-        self.tables = {
+        self.tables = self._columns(answers)
+        rows = self.laid.rows(answers)
+        return StepRows(rows, self.laid.micro_batches(answers), sum(row.num_tokens for row in rows), figures)
+
+    def _columns(self, answers: list[Answer]) -> dict[str, dict[str, tuple[float, ...]]]:
+        if not self.loss.needs_rewards:
+            return {}
+        tables = {
             OLD: {answer.name: answer.logps for answer in answers},
             ADVANTAGE: {answer.name: answer.advantages for answer in answers},
         }
         if self.loss.has_value_head:
-            self.tables[VALUE] = {answer.name: answer.values for answer in answers}
-            self.tables[RETURN] = {answer.name: answer.returns for answer in answers}
+            tables[VALUE] = {answer.name: answer.values for answer in answers}
+            tables[RETURN] = {answer.name: answer.returns for answer in answers}
         if self.base is not None:
-            self.tables[REF] = {answer.name: answer.ref_logps for answer in answers}
-        rows = self._rows(answers)
-        return StepRows(rows, self._micro_batches(answers), sum(row.num_tokens for row in rows), figures)
-
-    def _rows(self, answers: Iterable[Answer]) -> list[EncodedRow]:
-        made = []
-        for answer in answers:
-            prompt = self.ids[answer.row]
-            trained = (False,) * len(prompt) + (True,) * len(answer.ids)
-            made.append(EncodedRow(answer.name, (*prompt, *answer.ids), trained))
-        return made
-
-    def _micro_batches(self, answers: Sequence[Answer]) -> list[list[int]]:
-        """Places of `answers`, whole groups together, up to the budget of tokens that are computed."""
-        groups: dict[str, list[int]] = {}
-        for index, answer in enumerate(answers):
-            groups.setdefault(answer.row, []).append(index)
-        micros: list[list[int]] = []
-        for group in groups.values():
-            joined = [*micros[-1], *group] if micros else group
-            if micros and self._cost([answers[index] for index in joined]) <= self.budget:
-                micros[-1] = joined
-            else:
-                micros.append(group)
-        return micros
-
-    def _cost(self, answers: Sequence[Answer]) -> int:
-        own = sum(len(answer.ids) for answer in answers)
-        asked: Any = {answer.row for answer in answers} if self.shares else [answer.row for answer in answers]
-        return own + sum(len(self.ids[row]) for row in asked)
+            tables[REF] = {answer.name: answer.ref_logps for answer in answers}
+        return tables
 
 
 def _grouped(answers: Iterable[Answer]) -> dict[str, list[Answer]]:

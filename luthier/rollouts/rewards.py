@@ -26,11 +26,14 @@ REWARD_MODEL = "reward_model"
 
 @dataclass(frozen=True)
 class Asked:
-    """What an answer is held against: the row's own answer, and what else metrics read. prompt: the ids it answers."""
+    """What an answer is held against: the row's own answer, and what else metrics read. prompt: the ids it answers;
+    reference_ids: the row's own answer, its stop token included, where a run learns from it (gkd).
+    """
 
     reference: str
     task: Task
     prompt: tuple[int, ...] = ()
+    reference_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from luthier.losses.policy import ADVANTAGE, OLD, REF
 from luthier.losses.registry import make_loss
 from luthier.losses.sequences import REFERENCE, sequence_logps
 from luthier.models.load import load_model
+from luthier.models.sampler import LocalSampler
 from luthier.types import EncodedRow
 from tests.tiny import make_tiny_base
 
@@ -237,14 +238,54 @@ def test_grpo_and_its_variants(models, settings, variant):
 
 
 @pytest.mark.known_bug("CE6")
-@pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0.0), ("js", 0.5), ("reverse_kl", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "beta"), [("forward_kl", 0.0), ("js", 0.1), ("js", 0.5), ("js", 0.9), ("reverse_kl", 1)]
+)
 def test_divergences_equal_gkds(name, beta):
-    """TRL's generalised Jensen-Shannon divergence at its three places; gradient by finite differences."""
+    """TRL's generalised Jensen-Shannon divergence from end to end; gradient by finite differences."""
     gkd = pytest.importorskip("trl.experimental.gkd")
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 1, 6, 40)
     expected = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=2.0, reduction="sum")
-    got = divergence(name, student[0], teacher[0], temperature=2.0).sum() / 4  # ours keeps the gradient's size: T^2
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    share = beta if name == "js" else 0.5
+    got = divergence(name, student[0], teacher[0], 2.0, share).sum() / 4  # ours keeps the gradient's size: T^2
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     small, fixed = torch.randn(2, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: divergence(name, x, fixed, 2.0), [small])
+    assert torch.autograd.gradcheck(lambda x: divergence(name, x, fixed, 2.0, share), [small])
+
+
+@pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0.0), ("js", 0.2), ("js", 0.9), ("reverse_kl", 1.0)])
+def test_on_policy_distillation(models, settings, name, beta):
+    """TRL's GKDTrainer on the same answers of the student, right-padded; ours on packs that share the prompts."""
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    policy, base, theirs, their_base, tokenizer = models
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    trainer = gkd.GKDTrainer(
+        model=theirs, teacher_model=their_base, processing_class=tokenizer,
+        args=gkd.GKDConfig(**settings, beta=beta, temperature=1.0),
+        train_dataset=datasets.Dataset.from_list([{"messages": turns}]),
+    )  # fmt: skip
+    theirs.eval()
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    sampler = LocalSampler(policy, encode=list, decode=str, stop_ids=[2], name="student")
+    said = sampler.sample_ids([p for p in prompts for _ in range(2)], max_new_tokens=7, temperature=1.0, seed=2)
+    rows = [
+        EncodedRow(f"{i}", (*p, *one.ids), (False,) * len(p) + (True,) * len(one.ids))
+        for i, (p, one) in enumerate(zip([p for p in prompts for _ in range(2)], said, strict=True))
+    ]
+    width = max(len(row.ids) for row in rows)
+    padded = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in rows:
+        pad = width - len(row.ids)
+        padded["input_ids"].append([*row.ids] + [0] * pad)
+        padded["attention_mask"].append([1] * len(row.ids) + [0] * pad)
+        padded["labels"].append([t if f else -100 for t, f in zip(row.ids, row.trained, strict=True)] + [-100] * pad)
+    inputs = {key: torch.tensor(value) for key, value in padded.items()}
+    with torch.no_grad():
+        expected = trainer.compute_loss(theirs, inputs).item()
+        spec = LossSpec(kind="gkd", teacher="x", divergence=name, js_beta=beta if name == "js" else None)
+        loss, total, units = make_loss(spec, base), 0.0, 0.0
+        for pack in ([0, 1, 3], [2]):
+            batch = to_device(make_shared_batch([rows[i] for i in pack], min_prefix_tokens=2), CPU)
+            total, units = total + loss.sums(policy, batch).total.item(), units + loss.count(batch)
+    assert total / units == pytest.approx(expected, rel=1e-6, abs=1e-7)

@@ -32,6 +32,7 @@ SPECS = [
     *(LossSpec(kind=kind) for kind in ("orpo", "simpo", "cpo", "kto", "classify", "regress")),
     LossSpec(kind="reward", margin_column="by", center_weight=0.1),
     *(LossSpec(kind="grpo", variant=v, clip_low=0.9, clip_high=9, kl_to_base=0.2) for v in ("grpo", "dr_grpo", "dapo")),
+    LossSpec(kind="gkd", teacher="x", divergence="js", js_beta=0.8),
     LossSpec(kind="ppo", clip_low=0.9, clip_high=9, value_clip=9, value_coef=0.5),
 ]  # fmt: skip
 
