@@ -175,6 +175,25 @@ def _judged_by_a_teacher(spec: ProjectSpec) -> list[Problem]:
     return []
 
 
+def _server_can_be_believed(spec: ProjectSpec) -> list[Problem]:
+    server, adapter = spec.rollouts.server, spec.adapter
+    if server is None or not spec.loss.is_online:
+        return []
+    if spec.rollouts.temperature != 1.0:
+        words = "servers tell log-probabilities from before or from after the temperature; at 1 both are the same"
+        return [("rollouts.temperature", words, "set it to 1")]
+    if server.weights == "adapter" and adapter.method != "lora":
+        words = f"servers load adapters of method lora, and this one is {adapter.method}"
+        return [("rollouts.server.weights", words, "adapter.method: lora, or rollouts.server.weights: base")]
+    if server.weights == "base" and not (adapter.facts.keeps_base and not adapter.modules_to_save):
+        words = "answers of the base are weighed against it, and this trains the base's own weights"
+        return [("adapter.method", words, "adapter.method: lora, without modules_to_save")]
+    if server.weights == "base" and spec.loss.kind == "ppo":
+        words = "ppo takes the distance to the base off the rewards as it was sampled, and the base has none to itself"
+        return [("rollouts.server.weights", words, "rollouts.server.weights: adapter, or loss.kind: grpo")]
+    return []
+
+
 def _rollouts_fit_a_step(spec: ProjectSpec) -> list[Problem]:
     rollouts = spec.rollouts
     if spec.longest_row < 1:
@@ -219,6 +238,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _base_can_be_compared,
         _score_head_has_an_adapter,
         _rollouts_are_whole,
+        _server_can_be_believed,
         _rewards_need_nothing_more,
         _rows_are_there_before_the_run,
         adapter_problems,

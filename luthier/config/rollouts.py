@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from luthier.config.base import Spec
+from luthier.config.server import ServerSpec
 
 RewardName = Literal[
     "exact_match", "token_f1", "accuracy", "json_exact", "json_field_accuracy", "json_valid", "rouge_l", "numeric",
@@ -48,6 +49,10 @@ class RolloutsSpec(Spec):
     """Answers that max_new_tokens cut off are compared with, but not learnt from (DAPO's overlong filtering)."""
     dev_prompts: Annotated[int, Field(ge=1)] = 64
     """Dev prompts answered and rewarded at each evaluation, with evaluate.temperature."""
+
+    server: ServerSpec | None = None
+    """A server that draws the answers of the rounds; null = the model in training itself. Answers to dev prompts are
+    always its own."""
 
     @model_validator(mode="after")
     def _rewards_can_be_told_apart(self) -> "RolloutsSpec":

@@ -41,11 +41,16 @@ def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]
     return {
         value: name
         for name, value in variables.items()
-        if _SECRET_NAME.search(name)
+        if says_secret(name)
         and len(value) >= MIN_CHARS
         and not value.isalpha()
         and not value.startswith(("/", "~", "."))
     }
+
+
+def says_secret(name: str) -> bool:
+    """Whether an environment variable of this name is taken for a secret."""
+    return bool(_SECRET_NAME.search(name))
 
 
 def find_secret(text: str) -> str:

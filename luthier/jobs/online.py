@@ -5,7 +5,7 @@ figure.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,13 @@ from luthier.jobs.local import sampler_of
 from luthier.jobs.objective import AdaptersOff, Examples
 from luthier.jobs.prepare import evaluate_spec, schema_of
 from luthier.jobs.reward_model import open_reward_model, reward_model_digest
+from luthier.jobs.rollout_server import open_server
 from luthier.jobs.session import Session
 from luthier.losses.loss import Loss
 from luthier.losses.policy import PolicyLoss
 from luthier.losses.tokens import SecondModel, TokenLoss, distances
 from luthier.models.packed import PackedModel
+from luthier.models.sampler import LocalSampler
 from luthier.rollouts.collect import Rollouts
 from luthier.rollouts.draw import LocalSource
 from luthier.rollouts.rewards import Asked, Rewards
@@ -51,17 +53,24 @@ class Online:
         self.examples, self.layout = examples, (plain, place)
         self.sizes = {"shares": shares, "budget": spec.train.micro_batch_tokens}
         self.rewards = Rewards(spec.rollouts, open_reward_model(self.project, session.opened, plain, place))
+        asked = self._asked("train")
+        laid, server = self._laid(asked), spec.rollouts.server
+        self.server = None if server is None else open_server(session, server, adapted, laid)
         self.supply = Rollouts(
-            spec.rollouts, spec.loss, examples.train, self._asked("train"), policy=model,
-            source=LocalSource(
-                spec.rollouts,
-                sampler_of(model, session.opened.codec, "policy", batch_size=spec.rollouts.batch_size),
-            ),
+            spec.rollouts, spec.loss, examples.train, asked, policy=model,
+            source=self.server or LocalSource(spec.rollouts, self._own_sampler()),
             rewards=self.rewards,
             base=AdaptersOff(adapted) if adapted.keeps_base else None,
-            lay_out=plain, place=place, **self.sizes, seed=spec.train.seed,
+            laid=laid, seed=spec.train.seed,
             folder=session.work / "rollouts", notice=console.warn,
         )  # fmt: skip
+
+    def _own_sampler(self) -> LocalSampler:
+        batch_size = self.project.spec.rollouts.batch_size
+        return sampler_of(self.model, self.session.opened.codec, "policy", batch_size=batch_size)
+
+    def _laid(self, asked: Mapping[str, Asked]) -> AnswerRows:
+        return AnswerRows({name: one.prompt for name, one in asked.items()}, *self.layout, **self.sizes)
 
     def _asked(self, split: str) -> dict[str, Asked]:
         schema, options = schema_of(self.project), evaluate_spec(self.project).graders
@@ -102,7 +111,7 @@ class Online:
 
     def _apart(self, rows: list[Row], teacher: SecondModel) -> OnEval:
         asked, rollouts = self._asked("dev"), self.project.spec.rollouts
-        laid = AnswerRows({name: one.prompt for name, one in asked.items()}, *self.layout, **self.sizes)
+        laid = self._laid(asked)
 
         def measure(step: int, sampler: Sampler) -> dict[str, float]:
             del step
@@ -151,6 +160,9 @@ class Online:
         self.rewards.close()
         for error, times in self.rewards.errors.most_common(3):
             console.warn(f"{times} answers were left out, without a reward: {error}")
+        if self.server is not None:
+            for error, times in self.server.lost.most_common(5):
+                console.warn(f"{times} answers of {self.server.server.url} were left out: {error}")
 
 
 def online_inputs(project: Project) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.practice import gap_line, noise_line
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.profile import tell_nothing_to_profile, tell_profile
+from luthier.jobs.rollout_server import check_server
 from luthier.jobs.session import Session, dtype_of_run, open_adapted, open_profiler, probe_machine
 from luthier.jobs.stage import Stage, run_stage, stage_folder
 from luthier.jobs.stopping import stop_flag, stop_here
@@ -111,6 +112,7 @@ def train_stage(
 
     def build(folder: Path) -> dict[str, Any]:
         examples = read_examples(project, prepared)
+        check_server(project)
         proof = _prove_mask(opened, prepared)
         result, facts = _train(session, examples, folder / "adapter")
         for name in _KEPT:

@@ -27,14 +27,12 @@ from luthier.losses.ppo import RETURN, VALUE, token_values
 from luthier.losses.tokens import SecondModel
 from luthier.rollouts.advantages import gae, group_advantages, is_constant, token_rewards, whitened
 from luthier.rollouts.draw import Source
-from luthier.rollouts.rewards import Asked, Rewards
-from luthier.rollouts.round import Answer, read_round, write_round
-from luthier.rollouts.rows import AnswerRows, LayOut
+from luthier.rollouts.rewards import Asked, Rewarded, Rewards
+from luthier.rollouts.round import GIVEN, LOST, Answer, read_round, write_round
+from luthier.rollouts.rows import AnswerRows
 from luthier.types import Batch, Completion, EncodedRow, RowSet, StepRows
 
 CONSTANT_ROUNDS = 3  # rounds of one and the same reward after which a run is stopped
-GIVEN = "given"
-"""The `finish` of an answer that is the row's own."""
 
 
 class Planned(Protocol):
@@ -66,8 +64,8 @@ class Rollouts:
     """What an online run learns from. Implements the engine's Supply, and lays its rows out with their columns.
 
     prompts: the training prompts; asked: what their answers are held against, by row id. policy: the model in training;
-    base: the same with its adapters off, None where it cannot be had. source: where answers come from. lay_out, place,
-    shares, budget: see `AnswerRows`. folder: of the rounds.
+    base: the same with its adapters off, None where it cannot be had. source: where answers come from. laid: answers to
+    these prompts as rows. folder: of the rounds.
     """
 
     def __init__(
@@ -81,19 +79,14 @@ class Rollouts:
         source: Source,
         rewards: Rewards,
         base: SecondModel | None,
-        lay_out: LayOut,
-        place: Callable[[Batch], Batch],
-        shares: bool,
-        budget: int,
+        laid: AnswerRows,
         seed: int,
         folder: Path,
         notice: Callable[[str], None],
     ) -> None:
         self.spec, self.loss, self.prompts, self.asked = spec, loss, prompts, asked
         self.policy, self.source, self.rewards, self.base = policy, source, rewards, base
-        self.seed, self.folder, self.notice = seed, folder, notice
-        ids = {prompts[index].row_id: prompts[index].ids for index in range(len(prompts))}
-        self.laid = AnswerRows(ids, lay_out, place, shares=shares, budget=budget)
+        self.laid, self.seed, self.folder, self.notice = laid, seed, folder, notice
         self.held: tuple[Path, list[Answer], dict[str, float]] | None = None
         self.tables: dict[str, dict[str, tuple[float, ...]]] = {}
 
@@ -201,12 +194,10 @@ class Rollouts:
         return list(_grouped(answers).values())
 
     def _rewarded(self, answers: list[Answer], between: Callable[[], None]) -> list[Answer]:
-        said = [Completion(a.text, a.ids, "stop" if a.finish == "stop" else "length") for a in answers]
-        got = self.rewards.of(said, [self.asked[answer.row] for answer in answers], between)
-        answers = [
-            replace(answer, reward=one.value, parts=one.parts, error=one.error)
-            for answer, one in zip(answers, got, strict=True)
-        ]
+        came = [answer for answer in answers if not answer.error]
+        said = [Completion(a.text, a.ids, "stop" if a.finish == "stop" else "length") for a in came]
+        got = iter(self.rewards.of(said, [self.asked[answer.row] for answer in came], between))
+        answers = [answer if answer.error else _with(answer, next(got)) for answer in answers]
         if answers and all(answer.reward is None for answer in answers):
             error, times = Counter(answer.error for answer in answers).most_common(1)[0]
             raise TrainError(
@@ -263,10 +254,12 @@ class Rollouts:
         """Of all answers that were drawn, learnt from or not."""
         if not answers:
             return {}
+        came = [answer for answer in answers if answer.finish != LOST]
         figures = {
-            "answer_tokens": float(np.mean([len(answer.ids) for answer in answers])),
-            "cut_off": float(np.mean([answer.finish == "length" for answer in answers])),
+            "answer_tokens": float(np.mean([len(answer.ids) for answer in came])),
+            "cut_off": float(np.mean([answer.finish == "length" for answer in came])),
             "answers": float(len(answers)),
+            **self.source.figures(answers),
         }
         if not self.loss.needs_rewards:
             return figures
@@ -276,7 +269,7 @@ class Rollouts:
             "reward": float(np.mean(rewards)),
             "reward_std": float(np.std(rewards)),
             "alike_groups": float(np.mean(alike)),
-            "reward_failed": float(sum(answer.reward is None for answer in answers)),
+            "reward_failed": float(sum(answer.reward is None for answer in came)),
             **figures,
             **self.rewards.means([answer.parts for answer in answers]),
         }
@@ -288,7 +281,7 @@ class Rollouts:
         rounds = [kept[1] for kept in (read_round(self._path(0, n)) for n in range(number + 1)) if kept]
         if any(told["reward_std"] for told in rounds) or len({told["reward"] for told in rounds}) > 1:
             return
-        num_answers = sum(told["answers"] - told["reward_failed"] for told in rounds)
+        num_answers = sum(told["answers"] - told["reward_failed"] - told.get("server_lost", 0) for told in rounds)
         reward = rounds[0]["reward"]
         words = f"each of the first {num_answers:.0f} answers got the reward {reward:g}: there is nothing to compare"
         hint = "rewards that a start reaches in 20% to 80% of its answers teach best: fine-tune first, or ask for less"
@@ -332,6 +325,10 @@ def _grouped(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
     for answer in answers:
         groups.setdefault(answer.row, []).append(answer)
     return groups
+
+
+def _with(answer: Answer, got: Rewarded) -> Answer:
+    return replace(answer, reward=got.value, parts=got.parts, error=got.error)
 
 
 def _varies(group: Sequence[Answer]) -> bool:

@@ -1,4 +1,4 @@
-"""Where the answers of a round come from: the model in training itself, token by token."""
+"""Where the answers of a round come from: the model in training itself, token by token; or a server (`server.py`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ class Source(Protocol):
 
     def draw(self, prompts: Sequence[EncodedRow], seed: int, between: Callable[[], None]) -> list[Answer]:
         """`rollouts.answers` to each prompt, those to one prompt one after the other. What `between` raises ends the
-        work.
+        work. One with an error did not come, and has no tokens.
         """
+        ...
+
+    def figures(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """What is logged of how the answers of a round were drawn."""
         ...
 
 
@@ -40,3 +44,8 @@ class LocalSource:
             Answer(row, number, one.ids, one.logps, one.finish, one.text)
             for (row, number), one in zip(names, said, strict=True)
         ]
+
+    def figures(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """None: all answers come."""
+        del answers
+        return {}

@@ -15,14 +15,18 @@ from typing import Any
 
 from luthier.store.publish import write_atomic
 
+GIVEN, LOST = "given", "lost"
+"""`Answer.finish` of the row's own answer, and of one that a server did not give."""
+
 
 @dataclass(frozen=True)
 class Answer:
     """One sampled answer to the prompt of row `row`, the `number`-th of its group.
 
     ids: the answer's own tokens, its stop token included; logps: of each, when it was sampled; ref_logps: under the
-    base, () where nobody asks. reward: None = it has none, for the reason in `error`. advantages: of each token; values
-    and returns: what the value head told before each, and what it should have told (ppo).
+    base, () where nobody asks; server_logps: as the server that drew it told them. reward: None = it has none, for the
+    reason in `error`. advantages: of each token; values and returns: what the value head told before each, and what it
+    should have told (ppo).
     """
 
     row: str
@@ -36,6 +40,7 @@ class Answer:
     error: str = ""
     learnt: bool = True
     ref_logps: tuple[float, ...] = ()
+    server_logps: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
