@@ -23,8 +23,8 @@ class ServerSpec(Spec):
     weights: Literal["base", "adapter"] = "base"
     """What the server answers with. base: the base, from the first round to the last; answers are then weighed by how
     likely the policy makes them now, and max_kl ends the run when that goes too far (grpo, gkd). adapter: the adapter
-    as it stands, which the server loads from the run's folder before each round (POST /load_lora_adapter, as vLLM and
-    SGLang have it), so it must see that folder."""
+    as it stands, which the server loads from the run's folder before each round (POST /load_lora_adapter, as vLLM
+    has it), so it must see that folder."""
     tolerance: Annotated[float, Field(gt=0)] = 0.1
     """An answer whose log-probabilities, as the server tells them, are farther than this from the trainer's own under
     the same weights (mean difference, nats a token) is left out."""

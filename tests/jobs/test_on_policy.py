@@ -19,6 +19,7 @@ from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
 from luthier.data.stored import read_encoded, read_rows
 from luthier.jobs import session
+from luthier.jobs.local import sampler_of
 from luthier.models.load import load_model
 from luthier.rollouts.round import read_round
 from tests.jobs.test_online import ROUND, said, trained, writer
@@ -79,6 +80,14 @@ def test_the_student_nears_its_teacher_beyond_the_interval(project, luthier, fol
     student, teacher = (load_model(one) for one in folders)
     (prepared,) = path.parent.glob("runs/prepare-*")
     prompts = {row.row_id: row.ids for row in read_encoded(prepared, "train")}
+    codec = ChatCodec(Tokenizer.load(folders[0]))
+    dev = read_rows(prepared, "dev")[:24]
+    own = sampler_of(student, codec, "again", batch_size=8)
+    own = own.sample([row.prompt for row in dev], max_new_tokens=4, temperature=1.0, seed=0)
+    told = [
+        kl_by_hand(student, teacher, codec.prompt_ids(row.prompt), one.ids) for row, one in zip(dev, own, strict=True)
+    ]
+    assert before["teacher_kl"] == pytest.approx(sum(told) / len(told), rel=1e-4), "by the definition"
     first = rounds_of(folder)[0]
     if not more:  # what the first step saw is the mean over the tokens of the first round
         seen = [kl_by_hand(student, teacher, prompts[one.row], one.ids) * len(one.ids) for one in first]
