@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
+    from luthier.config.adapter import AdapterSpec
     from luthier.types import MachineProfile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,13 +75,30 @@ class Case:
     accumulation: int = 1
     dropout: float = 0.0
     steps: int = 5
+    method: str = "lora"
+    top_layers: int | None = None
+    kept_whole: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> AdapterSpec:
+        """The method, and how it is set."""
+        from luthier.config.adapter import AdapterSpec
+
+        if self.method != "lora":
+            return AdapterSpec(method=self.method, top_layers=self.top_layers)
+        targets = self.targets if isinstance(self.targets, str) else tuple(self.targets)
+        return AdapterSpec(
+            lora_r=self.rank, lora_target_modules=targets, lora_dropout=self.dropout, modules_to_save=self.kept_whole
+        )
 
     @property
     def name(self) -> str:
         """Base, type, and what sets it apart."""
         targets = self.targets if isinstance(self.targets, str) else "+".join(self.targets)
-        sizes = f"r{self.rank}/{self.tokens}x{self.accumulation}/{self.length}/{self.share:g}"
-        return f"{self.base}/{self.dtype}/{targets}/{sizes}" + (f"/drop{self.dropout:g}" if self.dropout else "")
+        what = f"{targets}/r{self.rank}" if self.method == "lora" else f"{self.method}{self.top_layers or ''}"
+        marks = [*(f"whole {part}" for part in self.kept_whole), *[f"drop{self.dropout:g}"] * (self.dropout > 0)]
+        sizes = f"{self.tokens}x{self.accumulation}/{self.length}/{self.share:g}"
+        return "/".join([self.base, self.dtype, what, sizes, *marks])
 
 
 CASES = (
@@ -100,6 +118,23 @@ CASES = (
     Case("gemma2-384x6", tokens=2048, length=512, share=0.1),
     Case("phi3-640x10"),
     Case("phi3-640x10", dtype="bfloat16", tokens=2048, length=300),
+    Case("smollm2-135m", method="full", tokens=512),
+    Case("smollm2-135m", method="head"),
+    Case("llama-512x8", method="full"),
+    Case("llama-512x8", method="layers", top_layers=2, tokens=2048, length=512),
+    Case("llama-512x8", method="head", tokens=2048),
+    Case("llama-512x8", kept_whole=("lm_head",)),
+    Case("qwen2-768x8", method="full"),
+    Case("qwen2-768x8", method="layers", top_layers=3, share=0.9),
+    Case("qwen2-768x8", method="head", share=0.9),
+    Case("qwen2-768x8", kept_whole=("embed_tokens", "lm_head"), tokens=512),
+    Case("gemma2-384x6", method="full"),
+    Case("gemma2-384x6", method="head", share=0.2),
+    Case("gemma2-384x6", method="layers", top_layers=2),
+    Case("phi3-640x10", method="full", tokens=2048, share=0.1),
+    Case("phi3-640x10", method="head"),
+    Case("phi3-640x10", method="layers", top_layers=4),
+    Case("phi3-640x10", kept_whole=("norms", "lm_head")),
 )
 
 
@@ -145,8 +180,7 @@ def child_train(job: dict) -> dict:
     import numpy as np
     import torch
 
-    from luthier.adapters.lora import apply_lora
-    from luthier.config.adapter import AdapterSpec
+    from luthier.adapters.registry import Given, apply_method
     from luthier.config.train import TrainSpec
     from luthier.data.pack import epoch_batches, make_batch
     from luthier.data.stored import EncodedSet
@@ -159,14 +193,13 @@ def child_train(job: dict) -> dict:
     case = Case(**job["case"])
     torch.set_num_threads(job["threads"])
     keep_freed_memory()  # as the verb does
-    adapter = AdapterSpec(lora_r=case.rank, lora_target_modules=_targets(case), lora_dropout=case.dropout)
     rng, trained = np.random.default_rng(0), round(case.length * case.share)
     mask = (False,) * (case.length - trained) + (True,) * trained
     num_rows = case.steps * case.accumulation * (case.tokens // case.length)
     words = json.loads((Path(job["base"]) / "config.json").read_text())["vocab_size"]
     rows = [EncodedRow(str(i), tuple(rng.integers(0, words, case.length).tolist()), mask) for i in range(num_rows)]
     model = load_frozen(Path(job["base"]), dtype=case.dtype, sample=make_batch(rows[:4]))
-    apply_lora(model, adapter, seed=0)
+    apply_method(model, case.adapter, seed=0, given=Given(lambda: None, lambda name: model.lm_head.weight, lambda _: []))
     spec = TrainSpec(
         sequence_len=case.length, micro_batch_tokens=case.tokens, gradient_accumulation_steps=case.accumulation
     )
@@ -186,10 +219,6 @@ def _resident_bytes() -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _targets(case: Case) -> Any:
-    return case.targets if isinstance(case.targets, str) else tuple(case.targets)
-
-
 def run_child(job: dict) -> dict:
     """Runs one job in a process of its own and returns what it prints."""
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
@@ -204,14 +233,12 @@ def run_child(job: dict) -> dict:
 def predicted(case: Case, base: Path, machine: Any) -> dict[str, Any]:
     """Peak bytes and step seconds as the plan says them, and the terms that --fit fits."""
     from luthier.bases.shapes import read_shapes
-    from luthier.config.adapter import AdapterSpec
     from luthier.plan.activations import ACTIVATION_BYTES, MicroBatch, saved_bytes
     from luthier.plan.memory import predict_memory, weight_bytes, widest_output
     from luthier.plan.speed import count_operations, micro_batch_s, rate_of, update_s
     from luthier.plan.trainable import count_trainable
 
-    shapes = read_shapes(base)
-    adapter = AdapterSpec(lora_r=case.rank, lora_target_modules=_targets(case), lora_dropout=case.dropout)
+    shapes, adapter = read_shapes(base), case.adapter
     rows = case.tokens // case.length
     micro = MicroBatch(rows * case.length, rows * round(case.length * case.share), float(case.length))
     memory = predict_memory(shapes, adapter, case.dtype, micro)
