@@ -281,7 +281,7 @@ def _with_interval(name: str, values_U: torch.Tensor) -> dict[str, float]:
     if name.endswith("accuracy"):
         low, high = wilson(round(values_U.sum().item()), num)
     else:
-        low, high = mean_interval(values_U.numpy())
+        low, high = mean_interval(values_U.cpu().numpy())
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 

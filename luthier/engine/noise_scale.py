@@ -43,7 +43,9 @@ class GradientSquares:
     """Squared norms of what a backward pass adds to the gradients, without a copy of them: hooks see it on its way."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = list(parameters)
         self._parts: list[Tensor] = []
+        self._device = parameters[0].device
         self._hooks = [parameter.register_hook(self._note) for parameter in parameters]
 
     def _note(self, gradient: Tensor) -> None:
@@ -51,7 +53,7 @@ class GradientSquares:
 
     def take(self) -> Tensor:
         """The sum since the last call, float32, on the device."""
-        total = torch.stack(self._parts).sum() if self._parts else torch.zeros(())
+        total = torch.stack(self._parts).sum() if self._parts else torch.zeros((), device=self._device)
         self._parts = []
         return total
 

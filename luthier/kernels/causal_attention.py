@@ -357,7 +357,7 @@ class _CausalAttention(torch.autograd.Function):
 
 def can_attend(q_QHC: Tensor) -> bool:
     """Whether the compiled kernel takes these heads: float32 on a CPU, a head's size a multiple of 4."""
-    return q_QHC.shape[-1] % 4 == 0 and can_run(q_QHC[:0].contiguous())
+    return q_QHC.device.type == "cpu" and q_QHC.shape[-1] % 4 == 0 and can_run(q_QHC[:0].contiguous())
 
 
 def attend_causal(q_QHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, pack: Pack, scale: float) -> Tensor:

@@ -82,8 +82,8 @@ class Frozen(Protocol):
         """The matrix of rows first .. last - 1."""
         ...
 
-    def dequantised(self) -> Tensor:
-        """The matrix that x W' really multiplies with, float32 (O, I)."""
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix that x W' really multiplies with, (O, I)."""
         ...
 
 
@@ -105,6 +105,6 @@ class FrozenWeight:
         """A view."""
         return FrozenWeight(self.weight_OI[first:last])
 
-    def dequantised(self) -> Tensor:
-        """The matrix in float32."""
-        return self.weight_OI.detach().float()
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix in `dtype`."""
+        return self.weight_OI.detach().to(dtype)

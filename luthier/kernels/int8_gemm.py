@@ -129,6 +129,6 @@ class Int8Weight:
             self._parts[first, last] = part
         return self._parts[first, last]
 
-    def dequantised(self) -> Tensor:
-        """The matrix that x W' really multiplies with, float32 (O, I)."""
-        return self.levels_OI.float() * self.scale_O[:, None] * self.factor_I
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix that x W' really multiplies with, (O, I)."""
+        return (self.levels_OI.float() * self.scale_O[:, None] * self.factor_I).to(dtype)

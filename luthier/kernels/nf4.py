@@ -3,13 +3,17 @@
 Every 64 weights of a row share a scale, every 256 scales share one of their own in float32. A product first writes the
 weight out in the type of its input: less memory, and no faster. Codes and rounding are those of bitsandbytes (its table
 of 16 levels; scales as 8-bit codes of its dynamic type are plain 8-bit integers here), but on any device, and without
-its repacking for inference, which gives wrong gradients afterwards.
+its repacking for inference, which gives wrong gradients afterwards. On a GPU bitsandbytes' own kernel writes the weight
+out, from these codes and scales, where it is installed.
 Shapes: O out_features, I in_features, S blocks of a row.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,12 +88,11 @@ class Nf4Weight:
             start += part.num_rows
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def dequantised(self) -> Tensor:
-        """float32 (O, I)."""
-        return self._written(torch.float32)
-
-    def _written(self, dtype: torch.dtype) -> Tensor:
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(O, I), rounded to `dtype` at the end."""
         scale_OS = self.scales()
+        if self.held.device.type == "cuda" and self.width % BLOCK == 0 and bitsandbytes() is not None:
+            return written_by_bitsandbytes(self.held, scale_OS, dtype)
         levels = torch.tensor(LEVELS, device=self.held.device)
         out_OI = torch.empty(len(self.held), self.width, device=self.held.device)
         if can_run(out_OI, scale_OS) and self.held.is_contiguous():
@@ -101,11 +104,11 @@ class Nf4Weight:
 
     def times(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W' + b, (N, O)."""
-        return times_weight(x_NI, self._written(x_NI.dtype), bias_O)
+        return times_weight(x_NI, self.dequantised(x_NI.dtype), bias_O)
 
     def times_back(self, dy_NO: Tensor) -> Tensor:
         """dy W, (N, I)."""
-        return times_weight_back(dy_NO, self._written(dy_NO.dtype))
+        return times_weight_back(dy_NO, self.dequantised(dy_NO.dtype))
 
     def rows(self, first: int, last: int) -> Nf4Weight:
         """A view."""
@@ -118,6 +121,25 @@ class Nf4Weight:
     def nbytes(self) -> int:
         """Bytes that it is kept in."""
         return self.held.nbytes + sum(part.nbytes for part in self.parts)
+
+
+@cache
+def bitsandbytes() -> Any | None:
+    """The package, where it is installed and can be loaded. Only asked for on a GPU: it costs a second."""
+    try:
+        return importlib.import_module("bitsandbytes")
+    except (ImportError, OSError, RuntimeError):  # no wheel for this platform, or not for this CUDA
+        return None
+
+
+def written_by_bitsandbytes(codes_OH: Tensor, scale_OS: Tensor, dtype: torch.dtype) -> Tensor:
+    """(O, I) by bitsandbytes' kernel. Rows of whole blocks: then codes and scales lie as it has them."""
+    library = bitsandbytes()
+    assert library is not None
+    out_OI = torch.empty(len(codes_OH), 2 * codes_OH.shape[1], dtype=dtype, device=codes_OH.device)
+    return library.functional.dequantize_4bit(
+        codes_OH.reshape(-1, 1), absmax=scale_OS.flatten(), out=out_OI, blocksize=BLOCK, quant_type="nf4"
+    )
 
 
 def _quantised(weight_OI: Tensor) -> tuple[Tensor, _Scales]:

@@ -83,6 +83,7 @@ def stack_layers(
     layers: Sequence[Linear],
     *,
     dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
     int8: bool = False,
     peaks_I: Tensor | None = None,
     nf4: bool = False,
@@ -90,15 +91,16 @@ def stack_layers(
     """Puts the weights of layers that read the same input one below the other, so that one product serves them all.
 
     Each layer's weight becomes a view of the new buffer; with int8 or nf4 it is quantised, for good, on the way
-    (peaks_I: see Int8Weight). dtype: what it is cast to on the way, if not left as it is.
+    (peaks_I: see Int8Weight). dtype, device: what it is cast and moved to on the way, if not left as it is.
     """
     weights = [layer.weight.detach() for layer in layers]
-    out = weights[0].new_empty((sum(map(len, weights)), weights[0].shape[1]), dtype=dtype)
     stack: Frozen
     if nf4:
-        stack = Nf4Weight(*weights)
+        stack = Nf4Weight(*(weight.to(device) for weight in weights))
     else:
-        joined = torch.cat(weights, out=out)
+        joined = weights[0].new_empty((sum(map(len, weights)), weights[0].shape[1]), dtype=dtype, device=device)
+        for part, weight in zip(joined.split([len(weight) for weight in weights]), weights, strict=True):
+            part.copy_(weight)
         stack = Int8Weight(joined, peaks_I) if int8 else FrozenWeight(joined)
     first = 0
     for layer in layers:
@@ -305,8 +307,8 @@ def _updated(
     else:
         # One product [x | xA'][W | sB]': the update is added before the sum is rounded. Added to an output that has
         # been rounded to 8 bits, half of a young adapter's update is lost (measured: 50% kept, here 100%).
-        assert isinstance(frozen, FrozenWeight)
-        extended = torch.cat([frozen.weight_OI, _spread(places, bs, len(frozen.weight_OI)).t()], dim=1)
+        weight_OI = frozen.dequantised(dtype)
+        extended = torch.cat([weight_OI, _spread(places, bs, len(weight_OI)).t()], dim=1)
         y_NO = F.linear(torch.cat([x_NI, xa_NR], dim=1), extended, bias_O)
     dropped = [mask != 0 for mask in masks if mask is not None]
     return y_NO, [x_NI if trains_a or dropped else None, xa_NR, a_RI, *bs, *dropped]

@@ -1,9 +1,10 @@
 """Attention over packed documents: no padding, no T x T mask, and no way for one document to see another.
 
-On a CPU kernels/causal_attention.py computes all documents in one call. With soft caps, with a sliding window shorter
-than a row, in float64 and on other devices it is a loop of scaled_dot_product_attention, which still beats a
-block-diagonal mask (that costs T^2); neighbours of equal length go through one call as a batch, without a copy. Queries
-may be pruned to the kept positions (last layer); keys and values may continue a prefix shared by all documents.
+On a CPU kernels/causal_attention.py computes all documents in one call; on a GPU in half precision torch's own kernel
+does (kernels/varlen.py), where no document continues another. With soft caps, with a sliding window shorter than a row
+on a CPU, in float64 and otherwise it is a loop of scaled_dot_product_attention, which still beats a block-diagonal mask
+(that costs T^2); neighbours of equal length go through one call as a batch, without a copy. Queries may be pruned to
+the kept positions (last layer); keys and values may continue a prefix shared by all documents.
 
 A family (models/family.py) is a document that others continue, and these others. The kernel reads the parent's keys
 where they lie; in the loop each child's keys go behind a copy of its parent's: the same numbers, slower.
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from luthier.kernels.causal_attention import Document, Pack, attend_causal, can_attend
+from luthier.kernels.varlen import attend_packed, can_attend_packed
 from luthier.models.family import Family, find_families
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -70,8 +72,8 @@ class _Part:
 class PackPlan:
     """Where the documents of one packed batch lie; computed once and shared by all layers.
 
-    keep_K is None when every position is kept. reach: per document, the tokens of its row in all: a child's own and its
-    parent's; for a parent, those of its longest child.
+    keep_K is None when every position is kept; kept: the same numbers on the host. reach: per document, the tokens of
+    its row in all: a child's own and its parent's; for a parent, those of its longest child.
     """
 
     num_tokens: int
@@ -80,8 +82,17 @@ class PackPlan:
     parts: list[_Part]
     families: list[Family]
     keep_K: torch.Tensor | None
+    kept: list[int] = field(default_factory=list)
     masks: dict[tuple, torch.Tensor | None] = field(default_factory=dict)
     _packs: dict[bool, Pack] = field(default_factory=dict)
+    _bounds: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    def bounds(self, device: torch.device) -> torch.Tensor:
+        """The documents' bounds (D + 1,) int32 on `device`, the same object every time."""
+        if device not in self._bounds:
+            bounds = np.cumsum([0, *self.lengths], dtype=np.int32)
+            self._bounds[device] = torch.as_tensor(bounds, device=device)
+        return self._bounds[device]
 
     def pack(self, pruned: bool) -> Pack:
         """What the kernel is told; with `pruned` the queries at keep_K alone, and no key behind the last of them."""
@@ -91,7 +102,7 @@ class PackPlan:
 
     def _make_pack(self, pruned: bool) -> Pack:
         bounds = np.concatenate([[0], np.cumsum(self.lengths)])
-        queries = self.keep_K.cpu().numpy() if pruned else np.arange(self.num_tokens)  # type: ignore[union-attr]
+        queries = np.asarray(self.kept) if pruned else np.arange(self.num_tokens)
         cuts = np.searchsorted(queries, bounds).tolist()
         parents = {child: f.parent for f in self.families for child in range(f.parent + 1, f.stop)}
         documents, at_Q = [], queries - np.repeat(bounds[:-1], np.diff(cuts))
@@ -126,7 +137,7 @@ def plan_pack(cu_seqlens: torch.Tensor, keep_K: torch.Tensor, parents_D: Any = N
     if any(b <= a for a, b in itertools.pairwise(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < num_tokens):
         raise ValueError("keep_K must ascend strictly and lie within the packed tokens")
     parts = _parts(bounds, _tails(bounds, kept), families)
-    return PackPlan(num_tokens, lengths, reach, parts, families, keep_K)
+    return PackPlan(num_tokens, lengths, reach, parts, families, keep_K, kept)
 
 
 def _parts(bounds: list[int], tails: list[_Tail], families: list[Family]) -> list[_Part]:
@@ -208,6 +219,8 @@ class PackedAttention:
         pruned = self.plan.keep_K is not None and len(q_KHC) == len(self.plan.keep_K)
         if self._by_kernel(layer, q_KHC):
             return attend_causal(q_KHC, k_TGC, v_TGC, self.plan.pack(pruned), self.scale)
+        if self.takes_varlen(layer, q_KHC):
+            return self.by_varlen(layer, q_KHC, k_TGC, v_TGC)
         sizes = [part.num_tokens for part in self.plan.parts]
         q_sizes = [_num_kept(part) for part in self.plan.parts] if pruned else sizes
         outs, parent = [], (k_TGC[:0], v_TGC[:0])
@@ -229,6 +242,26 @@ class PackedAttention:
         sees_all = window is None or max(self.plan.reach) <= window
         return sees_all and self.soft_cap is None and not self._before(layer) and can_attend(q_KHC)
 
+    def takes_varlen(self, layer: int, q_KHC: torch.Tensor) -> bool:
+        """Whether torch's own kernel applies: every document by itself, a plain softmax, and what the kernel takes."""
+        is_plain = self.soft_cap is None and not self.plan.families and not self._before(layer)
+        return is_plain and can_attend_packed(q_KHC)
+
+    def by_varlen(
+        self, layer: int, q_KHC: torch.Tensor, k_TGC: torch.Tensor, v_TGC: torch.Tensor, kernel: Any = None
+    ) -> torch.Tensor:
+        """Through kernels/varlen.py, whose queries must be whole documents: those that nobody asks for are zeros, in
+        the last layer alone. kernel: see attend_packed."""
+        bounds, keep_K, q_THC = self.plan.bounds(q_KHC.device), self.plan.keep_K, q_KHC
+        if len(q_KHC) != len(k_TGC):
+            assert keep_K is not None
+            q_THC = q_KHC.new_zeros(len(k_TGC), *q_KHC.shape[1:]).index_copy(0, keep_K, q_KHC)
+        out_THC = attend_packed(
+            q_THC, k_TGC, v_TGC, bounds, max(self.plan.lengths), window=self.windows[layer], scale=self.scale,
+            kernel=kernel,
+        )  # fmt: skip
+        return (out_THC if q_THC is q_KHC else out_THC[keep_K]).flatten(1)
+
     def _before(self, layer: int) -> Heads | None:
         if self.prefix is None or not self.prefix.length:
             return None
@@ -242,7 +275,7 @@ class PackedAttention:
         for run, *pieces in zip(part.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
             q_run, k_run, v_run = (x.unflatten(0, (run.count, run.length)).transpose(1, 2) for x in pieces)
             k_run, v_run = _after(before, k_run, v_run)
-            mask = self._mask(self.windows[layer], run.length, k_run.shape[2])
+            mask = self._mask(self.windows[layer], run.length, k_run)
             outs.append(attend_heads(q_run, k_run, v_run, mask=mask, scale=self.scale, soft_cap=self.soft_cap))
         return outs
 
@@ -253,30 +286,31 @@ class PackedAttention:
         for tail, q_tail in zip(part.tails, q.split([tail.high - tail.low for tail in part.tails]), strict=True):
             k_doc, v_doc = _batched(*(x[tail.start - first : tail.start - first + tail.sight] for x in (k, v)))
             k_doc, v_doc = _after(before, k_doc, v_doc)
-            mask = self._tail_mask(self.windows[layer], tail, k_doc.shape[2])
+            mask = self._tail_mask(self.windows[layer], tail, k_doc)
             q_doc = q_tail.transpose(0, 1)[None]
             outs.append(attend_heads(q_doc, k_doc, v_doc, mask=mask, scale=self.scale, soft_cap=self.soft_cap))
         return outs
 
-    def _mask(self, window: int | None, num_queries: int, num_keys: int) -> torch.Tensor | str | None:
+    def _mask(self, window: int | None, num_queries: int, k_NGSC: torch.Tensor) -> torch.Tensor | str | None:
         """Which keys the last num_queries positions see; "causal" where the kernel can do without a tensor."""
+        num_keys = k_NGSC.shape[2]
         if num_queries == num_keys and (window is None or num_keys <= window):
             return "causal"
         key = (window, num_queries, num_keys)
         if key not in self.plan.masks:
-            rows = torch.arange(num_keys - num_queries, num_keys)
+            rows = torch.arange(num_keys - num_queries, num_keys, device=k_NGSC.device)
             self.plan.masks[key] = _sight(rows, num_keys, window)
         return self.plan.masks[key]
 
-    def _tail_mask(self, window: int | None, tail: _Tail, num_keys: int) -> torch.Tensor | str | None:
-        num_queries = tail.high - tail.low
+    def _tail_mask(self, window: int | None, tail: _Tail, k_NGSC: torch.Tensor) -> torch.Tensor | str | None:
+        num_queries, num_keys = tail.high - tail.low, k_NGSC.shape[2]
         if num_queries == num_keys:
-            return self._mask(window, num_queries, num_keys)
+            return self._mask(window, num_queries, k_NGSC)
         if num_queries == 1 and (window is None or num_keys <= window):
             return None
         key = (window, "tail", tail.low, num_keys)
         if key not in self.plan.masks:
-            kept = self.plan.keep_K[tail.low : tail.high].cpu() - tail.start  # type: ignore[index]
+            kept = torch.tensor(self.plan.kept[tail.low : tail.high], device=k_NGSC.device) - tail.start
             self.plan.masks[key] = _sight(kept + num_keys - tail.sight, num_keys, window)
         return self.plan.masks[key]
 
@@ -299,7 +333,7 @@ def _after(before: Heads | None, k: torch.Tensor, v: torch.Tensor) -> Heads:
 
 def _sight(rows: torch.Tensor, num_keys: int, window: int | None) -> torch.Tensor:
     """Boolean (len(rows), num_keys): True where key j <= row and, with a window, j > row - window."""
-    keys = torch.arange(num_keys)
+    keys = torch.arange(num_keys, device=rows.device)
     sight = keys <= rows[:, None]
     return sight if window is None else sight & (keys > rows[:, None] - window)
 
@@ -315,7 +349,7 @@ def attend_heads(
 ) -> torch.Tensor:
     """Grouped-query attention, (N, H, L, C). mask: None (all keys), "causal" (L == S) or boolean (L, S)."""
     causal = isinstance(mask, str)
-    bias = mask.to(q_NHLC.device) if isinstance(mask, torch.Tensor) else None
+    bias = mask if isinstance(mask, torch.Tensor) else None
     if soft_cap is None:
         grouped = q_NHLC.shape[1] != k_NGSC.shape[1]
         return F.scaled_dot_product_attention(

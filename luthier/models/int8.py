@@ -21,19 +21,24 @@ from luthier.models.load import load_model
 from luthier.models.other import TransformersModel
 from luthier.types import Batch
 
+_CPU = torch.device("cpu")
 
-def load_frozen(folder: Path, *, dtype: str, sample: Batch) -> Decoder | TransformersModel:
+
+def load_frozen(folder: Path, *, dtype: str, sample: Batch, device: torch.device = _CPU) -> Decoder | TransformersModel:
     """load_model for training, where dtype may be int8 or nf4 too. sample: a few rows of the run, to even out the
-    channels of int8 by.
+    channels of int8 by. device: nf4 is quantised there group by group, and computes in bfloat16 on a GPU, in float32 on
+    a CPU.
 
     A model that cannot be had in int8 comes back in float32, and its `note` says so. Raises BaseModelError for nf4 on
-    a model that is not luthier's own decoder: what asks for it has no meaning without it.
+    a model that is not luthier's own decoder: what asks for it has no meaning without it; and for int8 on a GPU.
     """
     if dtype not in ("int8", "nf4"):
-        return load_model(folder, dtype=dtype)
+        return load_model(folder, dtype=dtype, device=device)
+    if dtype == "int8" and device.type != "cpu":
+        raise BaseModelError("model.dtype int8 is for CPUs", hint="model.dtype: bfloat16, or nf4")
     model = load_model(folder, dtype="float32")
     if dtype == "nf4":
-        if not to_nf4(model):
+        if not to_nf4(model, device=device, compute=torch.bfloat16 if device.type == "cuda" else torch.float32):
             raise BaseModelError(
                 f"model.dtype nf4 needs luthier's own decoder ({model.note})", hint="adapter.method: lora, float32"
             )
@@ -56,12 +61,21 @@ def to_int8(model: nn.Module, batch: Batch) -> bool:
     return True
 
 
-def to_nf4(model: nn.Module) -> bool:
-    """Rounds every projection to 4 bits in place, for good; before adapters are applied. False as of to_int8."""
+def to_nf4(model: nn.Module, *, device: torch.device = _CPU, compute: torch.dtype = torch.float32) -> bool:
+    """Rounds every projection to 4 bits, on `device`, for good; before adapters are applied. The rest goes there too,
+    in `compute`, which is the type of the activations then. False as of to_int8."""
     groups = _plain_groups(model)
     for group in groups:
-        stack_layers(group, nf4=True)  # type: ignore[arg-type]
-    return bool(groups)
+        stack_layers(group, nf4=True, device=device)  # type: ignore[arg-type]
+    if not groups or not isinstance(model, Decoder):
+        return False
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_floating_point():
+                placed = parameter.detach().to(device=device, dtype=compute)
+                setattr(module, name, nn.Parameter(placed, parameter.requires_grad))
+    model.tie()
+    return True
 
 
 def _plain_groups(model: nn.Module) -> list[list[nn.Module]]:

@@ -28,8 +28,14 @@ _RECOMPUTED = re.compile(r"\.rotary_emb\.inv_freq$")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | TransformersModel:
+_CPU = torch.device("cpu")
+
+
+def load_model(
+    folder: Path | str, *, dtype: str = "float32", device: torch.device = _CPU
+) -> Decoder | TransformersModel:
     """The model of a Hugging Face folder, in eval mode. dtype: float32, bfloat16, float16, or "auto" (config.json's).
+    device: where each weight goes as it is read; a model moved later loses the joined projections.
 
     Architectures or settings that the decoder does not know come back as a TransformersModel whose `note` says why.
     Raises BaseModelError when config.json or weights are absent, torn, quantised or do not fit together.
@@ -42,9 +48,9 @@ def load_model(folder: Path | str, *, dtype: str = "float32") -> Decoder | Trans
     try:
         spec = spec_from_config(config)
     except NotOurs as reason:
-        return load_other(folder, config, torch_dtype, reason=str(reason))
+        return load_other(folder, config, torch_dtype, reason=str(reason)).to(device)
     tensors = {name: x for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
-    return _assemble(folder, spec, config, tensors, torch_dtype).eval()
+    return _assemble(folder, spec, config, tensors, torch_dtype, device).eval()
 
 
 def read_weight(folder: Path, name: str) -> torch.Tensor:
@@ -82,7 +88,12 @@ def _read(files: list[Path]) -> dict[str, torch.Tensor]:
 
 
 def _assemble(
-    folder: Path, spec: DecoderSpec, config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
+    folder: Path,
+    spec: DecoderSpec,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Decoder:
     """tensors: as mapped. Each is copied once, cast on the way, to where it stays; then the file is let go of."""
     note = ""
@@ -100,12 +111,13 @@ def _assemble(
     model.load_state_dict(tensors, strict=False, assign=True)
     for group in model.projection_groups():
         if len(group) > 1:
-            stack_layers(group, dtype=dtype)  # type: ignore[arg-type]
+            stack_layers(group, dtype=dtype, device=device)  # type: ignore[arg-type]
     stacked = {id(layer.weight) for group in model.projection_groups() if len(group) > 1 for layer in group}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in stacked:
-                setattr(module, name, nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad))
+            if id(parameter) not in stacked and not parameter.is_meta:  # a tied head comes after
+                placed = parameter.detach().to(device=device, dtype=dtype, copy=True)
+                setattr(module, name, nn.Parameter(placed, parameter.requires_grad))
     model.tie()
     return model
 

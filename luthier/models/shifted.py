@@ -36,10 +36,11 @@ class ShiftedAttention:
     def of(cls, whole: PackedAttention, group: int) -> ShiftedAttention:
         """The same documents in groups. They must have no families."""
         plan = whole.plan
-        keep_K = torch.arange(plan.num_tokens) if plan.keep_K is None else plan.keep_K
+        kept = torch.arange(plan.num_tokens) if plan.keep_K is None else torch.tensor(plan.kept)
 
         def cut(first: int) -> PackedAttention:
-            groups: PackPlan = plan_pack(torch.tensor(cut_bounds(plan.lengths, group, first)), keep_K)
+            groups: PackPlan = plan_pack(torch.tensor(cut_bounds(plan.lengths, group, first)), kept)
+            groups.keep_K = plan.keep_K  # on the device, where it stands already
             return PackedAttention(groups, whole.windows, whole.scale, whole.soft_cap)
 
         return cls((cut(group), cut(max(1, group // 2))))
