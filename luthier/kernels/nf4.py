@@ -136,10 +136,12 @@ def written_by_bitsandbytes(codes_OH: Tensor, scale_OS: Tensor, dtype: torch.dty
     """(O, I) by bitsandbytes' kernel. Rows of whole blocks: then codes and scales lie as it has them."""
     library = bitsandbytes()
     assert library is not None
-    out_OI = torch.empty(len(codes_OH), 2 * codes_OH.shape[1], dtype=dtype, device=codes_OH.device)
-    return library.functional.dequantize_4bit(
-        codes_OH.reshape(-1, 1), absmax=scale_OS.flatten(), out=out_OI, blocksize=BLOCK, quant_type="nf4"
-    )
+    num_out, num_half = codes_OH.shape
+    state = library.functional.QuantState(
+        absmax=scale_OS.flatten(), shape=torch.Size((num_out, 2 * num_half)), dtype=dtype, blocksize=BLOCK,
+        quant_type="nf4",
+    )  # fmt: skip
+    return library.functional.dequantize_4bit(codes_OH.reshape(-1, 1), state)
 
 
 def _quantised(weight_OI: Tensor) -> tuple[Tensor, _Scales]:

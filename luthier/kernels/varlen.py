@@ -12,10 +12,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # before 2.10
+    varlen = None
 
 _LARGEST_HEAD, _HEAD_STEP = 256, 8  # what the kernel takes
 
@@ -23,12 +29,9 @@ _LARGEST_HEAD, _HEAD_STEP = 256, 8  # what the kernel takes
 @cache
 def torch_kernel() -> tuple[Callable[..., Tensor], bool] | None:
     """torch's function and whether it takes fewer key heads than query heads; None where this torch has none to use."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    return (varlen_attn, "enable_gqa" in known) if {"scale", "window_size"} <= known.keys() else None
+    attend: Callable[..., Any] | None = getattr(varlen, "varlen_attn", None)
+    known = inspect.signature(attend).parameters if attend else {}
+    return (attend, "enable_gqa" in known) if attend and {"scale", "window_size"} <= known.keys() else None
 
 
 def can_attend_packed(q_THC: Tensor) -> bool:
