@@ -22,7 +22,7 @@ class SplitSpec(Spec):
     """hash deals groups at random; time gives the oldest rows to train and the newest to test; column: the rows say it
     (train, dev, test)."""
     column: str | None = None
-    """The column of times (ISO dates, or seconds since 1970) or of split names."""
+    """The column of times (ISO dates, or seconds or milliseconds since 1970) or of split names."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> "SplitSpec":

@@ -14,6 +14,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from luthier.data.strict_json import StrictJson
 from luthier.data.templates import as_text, parse_template
 from luthier.data.turns import RowError
 from luthier.errors import DataError
@@ -44,8 +45,8 @@ class SchemaCheck:
     def check(self, answer: str) -> None:
         """Raises RowError when `answer` is not JSON or breaks the schema."""
         try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):
+            value = StrictJson().whole(answer)
+        except ValueError:
             raise RowError("the answer is not JSON, but data.json_schema is set") from None
         error = next(iter(self._validator.iter_errors(value)), None)
         if error is not None:
@@ -98,7 +99,10 @@ def typed(value: Any, kind: Any, name: str) -> Any:
         if kind == "integer":
             return int(text)
         if kind == "number":
-            return json.loads(text)
+            number = StrictJson().whole(text)
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ValueError
+            return number
     except ValueError:
         raise RowError(f"column {name!r}: expected {kind}, got {text[:20]!r}") from None
     if kind == "boolean":

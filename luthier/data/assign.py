@@ -8,6 +8,7 @@ resemble a test row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date, datetime, timezone
 from typing import Any
@@ -24,7 +25,9 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test", "holdout": "test",
 }  # fmt: skip
 STRICTEST = ("test", "dev", "train")
-MIN_YEAR_SECONDS = 10_000_000
+MIN_SECONDS, MIN_MILLISECONDS, MAX_MILLISECONDS = 1e7, 1e11, 1e14
+_DIGITS = re.compile(r"(?:19|20)\d{6}")
+_NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
 def readable(items: Sequence[Item], by: str, column: str, quarantine: Quarantine) -> np.ndarray:
@@ -42,7 +45,8 @@ def readable(items: Sequence[Item], by: str, column: str, quarantine: Quarantine
 
 
 def parse_time(value: Any) -> float | None:
-    """Seconds since 1970 (UTC where no zone is given) from a number, an ISO date or date and time; None if neither."""
+    """Seconds since 1970 (UTC where no zone is given) from seconds or milliseconds, an ISO date (20240131 is one) or an
+    ISO date and time; None for anything else."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, datetime):
@@ -51,14 +55,22 @@ def parse_time(value: Any) -> float | None:
         return _seconds(datetime(value.year, value.month, value.day))
     text = str(value).strip()
     try:
-        number = float(text)
-        return number if abs(number) >= MIN_YEAR_SECONDS and abs(number) < 1e14 else None
+        if _DIGITS.fullmatch(text):
+            return _seconds(datetime.strptime(text, "%Y%m%d"))
+        return _from_number(float(text))
     except ValueError:
         pass
     try:
-        return _seconds(datetime.fromisoformat(text.replace("Z", "+00:00")))
-    except ValueError:
+        return _seconds(datetime.fromisoformat(_NANOSECONDS.sub(r"\1", text.replace("Z", "+00:00"))))
+    except (ValueError, OverflowError):
         return None
+
+
+def _from_number(number: float) -> float | None:
+    """Seconds, or milliseconds where seconds would be a date after the year 5000."""
+    if not MIN_SECONDS <= abs(number) < MAX_MILLISECONDS:
+        return None
+    return number if abs(number) < MIN_MILLISECONDS else number / 1000
 
 
 def _seconds(moment: datetime) -> float:

@@ -13,7 +13,7 @@ from collections import Counter
 from luthier.config.data import DataSpec
 from luthier.data.turns import RowError
 from luthier.data.written import KEEPS_SPACE, MIN_ANSWER_CHARS, MIN_DOCUMENT_CHARS, check_parses
-from luthier.text.normalise import normalise, scrub
+from luthier.text.normalise import is_blank, normalise, scrub
 from luthier.text.repair import repair
 from luthier.types import Message
 
@@ -45,7 +45,7 @@ def clean_content(
     )
     for number, turn in enumerate(turns, start=1):
         last = needs_answer and number == len(turns)
-        name = "answer" if last else f"{turn['role']} turn {number}" if len(turns) > 3 else "prompt"
+        name = "answer" if last else _turn_name(turn["role"], number, len(turns))
         low = least if last else spec.min_chars if turn["role"] == "user" else 1
         low = 0 if "tool_calls" in turn or turn["role"] == "tool" else low
         _check_length(name, turn["content"], low, spec.max_chars)
@@ -57,6 +57,12 @@ def clean_content(
     return turns, ""
 
 
+def _turn_name(role: str, number: int, num_turns: int) -> str:
+    if role == "system":
+        return "system message"
+    return f"{role} turn {number}" if num_turns > 3 else "prompt"
+
+
 def _mend(text: str, spec: DataSpec, counts: Counter[str], keeps_space: bool) -> str:
     policy = spec.checks.encoding
     repaired = repair(text) if policy != "off" else text
@@ -66,7 +72,7 @@ def _mend(text: str, spec: DataSpec, counts: Counter[str], keeps_space: bool) ->
 
 
 def _check_length(name: str, text: str, low: int, high: int) -> None:
-    if not text.strip() and low > 0:
+    if low > 0 and is_blank(text):
         raise RowError(f"empty {name}")
     if len(text) < low:
         raise RowError(f"{name} too short: {len(text)} characters, the least is {low}")

@@ -1,13 +1,15 @@
 """Exact and near duplicates: which rows say again what an earlier row said.
 
-Exact: same normalised prompt and answer. Near: word 3-gram Jaccard of the prompts >= threshold, found by MinHash-LSH
-(14 bands x 8) and verified. The first in file order stays. The same prompt with another answer is a conflict: reported
-by place, because one of the two labels is wrong or the task is ambiguous, and both facts cost more than a duplicate.
+Exact: same normalised prompt, answer and judgement. Near: word 3-gram Jaccard of the prompts >= threshold, found by
+MinHash-LSH (14 bands x 8) and verified. The first in file order stays. The same prompt with another answer, or the same
+answers with another judgement, is a conflict: reported by place, because one of the two labels is wrong or the task is
+ambiguous, and both facts cost more than a duplicate.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from luthier.data.spill import Items, Mapped
 from luthier.text.normalise import normalise
 from luthier.text.shingles import Shingled
 from luthier.text.similar import BANDS_FOR_REMOVAL, similar_pairs
-from luthier.types import Row
+from luthier.types import Message, Row
 
 LIKENESS = ("exact duplicate", "near duplicate", "same prompt with another answer")
 """The kinds of repetition, as the quarantine calls them."""
@@ -44,7 +46,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Deduped:
-    """Indexes. kept: in file order; conflicts: (earlier, later) with the same prompt and different answers."""
+    """Indexes. kept: in file order; conflicts: (earlier, later) that contradict each other."""
 
     kept: np.ndarray
     dropped: Duplicates
@@ -84,39 +86,53 @@ def _chosen(items: Sequence[Item], rows: np.ndarray) -> Sequence[Item]:
     return items.take(rows) if isinstance(items, Items) else [items[row] for row in rows.tolist()]
 
 
-def _answers(row: Row) -> str:
-    """The answer, and the rejected one beside it."""
-    return "\n".join([row.answer, *(turn["content"] for turn in row.rejected)])
+def _answers(row: Row) -> list[str]:
+    """The answer, and the rejected one beside it, each with its tool calls."""
+    sides = [row.messages[len(row.prompt) :], *([row.rejected] if row.rejected else [])]
+    return ["\n".join(map(_said, side)) for side in sides]
+
+
+def _said(turn: Message) -> str:
+    calls = [call["function"] for call in turn.get("tool_calls", [])]
+    return f"{turn['content']}\n{json.dumps(calls, ensure_ascii=False)}" if calls else turn["content"]
 
 
 def _compared(row: Row) -> str:
     """Prompts are compared; several judged answers to one prompt are no repetition, so these count too."""
-    return f"{prompt_text(row)}\n{_answers(row)}" if _is_judged(row) else prompt_text(row)
+    return "\n".join([prompt_text(row), *(_answers(row) if _is_judged(row) else [])])
 
 
 def _is_judged(row: Row) -> bool:
-    return bool(row.rejected) or row.label is not None
+    return bool(row.rejected or row.steps) or row.label is not None
+
+
+def _asked_and_said(row: Row) -> tuple[str, str]:
+    """Two rows with the same first text and another second one contradict each other: another answer to the prompt, or
+    of judged answers another judgement (label, steps, or which of the two is better)."""
+    prompt, answers = prompt_key(row), [normalise(answer) for answer in _answers(row)]
+    asked = [prompt, *(sorted(answers) if _is_judged(row) else [])]
+    said = f"{row.label} {[is_right for _, is_right in row.steps]}" if _is_judged(row) else ""
+    return "\0".join(asked), "\0".join([prompt, *answers, said])
 
 
 @dataclass(frozen=True)
 class _Exact:
-    """first[i]: the first row with the prompt and the answer of row i; conflicts: see Deduped."""
+    """first[i]: the first row with the prompt, the answers and the judgement of row i; conflicts: see Deduped."""
 
     first: np.ndarray
     conflicts: list[tuple[int, int]]
 
 
 def _exact(items: Sequence[Item]) -> _Exact:
-    prompts, wholes, judged = array("Q"), array("Q"), bytearray()
+    prompts, wholes = array("Q"), array("Q")
     for item in items:
-        prompt = prompt_key(item.row)
-        prompts.append(digest_64(prompt))
-        wholes.append(digest_64(f"{prompt}\0{normalise(_answers(item.row))}"))
-        judged.append(_is_judged(item.row))
+        asked, said = _asked_and_said(item.row)
+        prompts.append(digest_64(asked))
+        wholes.append(digest_64(said))
     prompt_N, whole_N = (np.array(values, dtype=np.uint64) for values in (prompts, wholes))
     first, first_of_prompt = firsts(prompt_N, whole_N), firsts(prompt_N)
     index_N = np.arange(len(items))
-    is_conflict = (first == index_N) & (first_of_prompt != index_N) & (np.frombuffer(judged, dtype=np.uint8) == 0)
+    is_conflict = (first == index_N) & (first_of_prompt != index_N)
     later = np.flatnonzero(is_conflict)
     return _Exact(first, list(zip(first_of_prompt[later].tolist(), later.tolist(), strict=True)))
 

@@ -36,9 +36,18 @@ _REFUSED = (
     (b"FEA1", "a Feather version 1 file", "write it again as Feather 2, Arrow or Parquet"),
     (b"Obj\x01", "an Avro file", "convert it to Parquet or JSONL"),
     (b"ORC", "an ORC file", "convert it to Parquet or JSONL"),
-    (b"\x80\x04\x95", "a Python pickle", "pickles can run code and are never opened; export JSONL instead"),
-    (b"\x80\x05\x95", "a Python pickle", "pickles can run code and are never opened; export JSONL instead"),
-)
+    *((bytes([128, number]), "a Python pickle", "pickles can run code and are never opened; export JSONL instead")
+      for number in range(2, 6)),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file: git lfs pull"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and name the files inside"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it and name the files inside"),
+    (b"\x04\x22\x4d\x18", "packed with LZ4", "unpack it, or pack it as .gz or .zst"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", "save the sheet as CSV (UTF-8)"),
+    (b"\x93NUMPY", "a NumPy array", "export it as JSONL"),
+    (b"\x89HDF", "an HDF5 file", "export it as Parquet or JSONL"),
+    (b"\x89PNG", "a picture", "name the file of its texts"),
+    (b"\xff\xd8\xff", "a picture", "name the file of its texts"),
+)  # fmt: skip
 _WIDE_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -46,6 +55,7 @@ _WIDE_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _HTML_TAG = re.compile(rb"<[a-zA-Z!?]")
+_JSON = re.compile(rb'\[\s*[{\["\]]|\{\s*["}]')
 _HTML = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
@@ -93,18 +103,27 @@ def detect(path: Path) -> Detected:
     check_regular(path)
     with path.open("rb") as file:
         head = file.read(PEEK_BYTES)
-    compression = next((name for name, magic in COMPRESSIONS.items() if head.startswith(magic)), "")
+    compression = _compression(head)
     if compression:
         with open_stream(path, compression) as stream:
             head = stream.read(PEEK_BYTES)
+        if again := _compression(head):
+            raise DataError(f"{path}: is packed twice ({again} inside {compression})", hint="unpack it once")
     container = _container(path, head, promised(path)[0])
     return Detected(path, container, compression, tuple(_disagreements(path, container, compression)))
+
+
+def _compression(head: bytes) -> str:
+    """A name of COMPRESSIONS, "" for none. Parallel zstd writers begin with a frame to be skipped (RFC 8878, 3.1.2)."""
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
+        return "zst"
+    return next((name for name, magic in COMPRESSIONS.items() if head.startswith(magic)), "")
 
 
 def _container(path: Path, head: bytes, named: str) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
-    if head.startswith(b"ARROW1") or (named == "arrow" and head.startswith(b"\xff\xff\xff\xff")):
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream: no text begins so
         return "arrow"
     if named == "html" and _HTML_TAG.search(head):
         return named
@@ -114,13 +133,16 @@ def _container(path: Path, head: bytes, named: str) -> str:
         raise DataError(f"{path}: holds only white space", hint="remove it from the config or fetch it again")
     if named == "document":
         return named
-    if text.startswith(b"["):
-        return "jsonl" if named == "jsonl" and _is_json_line(text) and b"\n[" in text else "json"
-    if text.startswith(b"{"):
-        is_one = named == "json" and (not _is_json_line(text) or _is_one_wrapper(text))
-        return "json" if is_one else "jsonl"
+    if named in ("json", "jsonl") or _JSON.match(text):  # a song begins with [Verse], a header with [id]
+        if text.startswith(b"["):
+            return "jsonl" if named == "jsonl" and _is_json_line(text) and b"\n[" in text else "json"
+        if text.startswith(b"{"):
+            is_one = named == "json" and (not _is_json_line(text) or _is_one_wrapper(text))
+            return "json" if is_one else "jsonl"
     if named in ("csv", "text", "jsonl"):
         return named
+    if named in ("parquet", "arrow"):
+        raise DataError(f"{path}: is no {named} file: starts with {text[:12]!r}", hint="is the download complete?")
     if named == "json":
         raise DataError(f"{path}:1: not JSON: starts with {text[:12]!r}", hint="if it is CSV, rename it to .csv")
     lines = text.split(b"\n", 2)
@@ -130,7 +152,7 @@ def _container(path: Path, head: bytes, named: str) -> str:
 
 def _refuse(path: Path, head: bytes) -> None:
     for magic, kind, hint in _REFUSED:
-        if head.startswith(magic):
+        if head.startswith(magic) and (not magic.isalnum() or b"\x00" in head):  # a word may begin with ORC
             raise DataError(f"{path}: is {kind}; expected CSV, JSON, JSONL, text, Parquet or Arrow", hint=hint)
     if head[257:262] == b"ustar":
         raise DataError(f"{path}: is a tar archive", hint="unpack it and name the files inside")

@@ -30,15 +30,23 @@ def row_id(
     text: str,
     segments: tuple[tuple[str, bool], ...] = (),
     rejected: tuple[Message, ...] = (),
+    label: bool | None = None,
+    steps: tuple[tuple[str, bool], ...] = (),
 ) -> str:
-    """16 hex digits of the sha256 of a row's content: the same row has the same id in every run."""
-    content: Any = [
+    """16 hex digits of the sha256 of a row's content and judgement: the same row has the same id in every run."""
+    content: Any = _listed(messages) or (segments or text)
+    if rejected:
+        content = [content, _listed(rejected)]
+    if label is not None or steps:
+        content = [content, label, [is_right for _, is_right in steps]]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _listed(messages: tuple[Message, ...]) -> list[Any]:
+    return [
         [message["role"], message["content"], *([part, message.get(part)] for part in _PARTS if part in message)]
         for message in messages
-    ] or (segments or text)
-    if rejected:
-        content = [content, [[message["role"], message["content"]] for message in rejected]]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+    ]
 
 
 def prompt_text(row: Row) -> str:

@@ -16,6 +16,7 @@ from luthier.data.clean import clean_content
 from luthier.data.columns import ColumnWatch, with_lost_columns
 from luthier.data.detect import Detected, detect
 from luthier.data.formats.format import Content, Mapping
+from luthier.data.formats.preference import SAME_SIDES, start_of_sides
 from luthier.data.formats.registry import FORMATS, SAMPLE_ROWS, ColumnsReader, preferred, to_content, vote
 from luthier.data.items import Item, row_id
 from luthier.data.quarantine import Quarantine
@@ -176,6 +177,8 @@ class Loader:
             is_document=is_document,
         )
         rejected = clean_content(content.rejected, "", self._spec, self.counts)[0] if content.rejected else ()
+        if rejected and rejected == messages[start_of_sides(messages) :]:
+            raise RowError(f"{SAME_SIDES} but for white space or damaged characters")
         if content.segments:  # what is read and trained to the letter
             text = content.text
         if self._schema_check and messages:
@@ -185,7 +188,7 @@ class Loader:
         used = set() if mapping.kind == "columns" else set(mapping.keys.values()) - {*content.beside}
         columns = {key: cell for key, cell in value.items() if key not in used}
         row = Row(
-            row_id(messages, text, content.segments, rejected),
+            row_id(messages, text, content.segments, rejected, content.label, content.steps),
             messages,
             text,
             record.file,

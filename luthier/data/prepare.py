@@ -262,7 +262,9 @@ def _finish(run: Run, splits: dict[str, EncodedItems], seen: EncodedItems, unlab
         over = int(summary.lengths["test"]["over"])
         summary.warnings.append(f"{over} test rows are longer than train.sequence_len (kept: tests are never cut)")
     if summary.conflicts:
-        summary.warnings.append(f"same prompt, different answer: {len(summary.conflicts)} times (see the report)")
+        summary.warnings.append(
+            f"same prompt, different answer or judgement: {len(summary.conflicts)} times (see the report)"
+        )
     if len(answers) == 1 and len(splits["train"]) > 1:
         summary.warnings.append(f"every training row has the same answer, {next(iter(answers))[:60]!r}: {_ONE_ANSWER}")
     if not summary.has_dev:

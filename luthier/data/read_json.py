@@ -1,76 +1,26 @@
-"""JSONL and JSON-array readers that refuse what other parsers let through.
+"""JSONL and JSON-array readers: what is ambiguous, broken, or two values on a line makes its row a broken record.
 
-What: duplicate keys, NaN and Infinity, lone surrogates, too deep nesting, two values on a line: each makes its row a
-broken record with the reason. Why: `json.loads` keeps the last of two equal keys, reads NaN, and lets a surrogate pass
-that kills the tokenizer an hour later.
-Source: RFC 8259; RFC 7493 (I-JSON) forbids the first three.
+The reasons are those of strict_json.py. Only an array that is broken itself is refused as a whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from luthier.data.detect import ROW_KEYS
 from luthier.data.records import Record, bad_utf8
 from luthier.data.streams import read_lines
+from luthier.data.strict_json import SPACE, StrictJson
 from luthier.errors import DataError
 
 MAX_ARRAY_BYTES = 1 << 30
-MAX_DEPTH_WORDS = "nested too deep"
-_SPACE = " \t\n\r"
-
-
-class _Strict:
-    """A JSON decoder that notes what is ambiguous instead of choosing silently."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            self.problems.append(f"duplicate key {twice[:40]!r} in one object")
-        return found
-
-    def _constant(self, name: str) -> None:
-        self.problems.append(f"{name} is not JSON")
-
-    def at(self, text: str, position: int) -> tuple[Any, int]:
-        """(value, end) of the JSON value at `position`; ValueError with a problem text where there is none."""
-        self.problems.clear()
-        try:
-            return self.decoder.raw_decode(text, position)
-        except RecursionError:
-            raise ValueError(MAX_DEPTH_WORDS) from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON: {error.msg} at character {error.pos - position + 1}") from None
-        except ValueError as error:
-            raise ValueError(f"not valid JSON: {str(error)[:80]}") from None
-
-    def verdict(self, value: Any) -> str:
-        """Why `value`, just parsed, cannot be a row; "" if it can."""
-        if self.problems:
-            return self.problems[0]
-        if not isinstance(value, dict):
-            return f"not an object: {_kind(value)}"
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            return "a lone surrogate (half a character, such as \\ud800) in a string"
-        except RecursionError:
-            return MAX_DEPTH_WORDS
-        return ""
 
 
 def read_jsonl(stream: BinaryIO, name: str) -> Iterator[Record]:
     """One record per line that is not blank."""
-    strict = _Strict()
+    strict = StrictJson()
     for line in read_lines(stream):
         record = Record.of_line(name, line)
         if record.problem:
@@ -79,19 +29,24 @@ def read_jsonl(stream: BinaryIO, name: str) -> Iterator[Record]:
             yield _parse_line(record, strict)
 
 
-def _parse_line(record: Record, strict: _Strict) -> Record:
-    text = record.text.strip(_SPACE)
+def _parse_line(record: Record, strict: StrictJson) -> Record:
+    text = record.text.strip(SPACE)
     try:
         value, end = strict.at(text, 0)
     except ValueError as error:
         return record.with_problem(str(error))
     problem = strict.verdict(value)
     if end != len(text):
-        rest = text[end:].lstrip(_SPACE + ",")
-        problem = (
-            "two JSON values on one line" if rest[:1] in ("{", "[") else f"text after the JSON value: {rest[:1]!r}"
-        )
+        problem = _left_over(text[end:].lstrip(SPACE))
     return record.with_problem(problem) if problem else record.with_value(value)
+
+
+def _left_over(rest: str) -> str:
+    """What is wrong with a line that goes on after its value."""
+    if rest == ",":
+        return "a comma after the JSON value: rows one a line take none"
+    after = rest.lstrip(SPACE + ",")[:1]
+    return "two JSON values on one line" if after in ("{", "[") else f"text after the JSON value: {after!r}"
 
 
 def read_json(stream: BinaryIO, name: str) -> Iterator[Record]:
@@ -125,7 +80,7 @@ def _rows_inside(text: str, position: int, name: str) -> tuple[int, int]:
     if text[_skip(text, end) :]:
         raise DataError(
             f"{name}: more text after the end of the first JSON object",
-            hint="if it holds one object a line, name the file .jsonl",
+            hint=f"if it holds one object a line, name the file .jsonl; else: jq -c . '{name}' > rows.jsonl",
         )
     lists = [(key, start, end) for key, start, end in members if text[start] == "["]
     if len(lists) == 1 and lists[0][0].lower() in ROW_KEYS:
@@ -145,7 +100,7 @@ def _rows_inside(text: str, position: int, name: str) -> tuple[int, int]:
 
 def _members(text: str, position: int) -> tuple[list[tuple[str, int, int]], int]:
     """([(key, start, end of its value)], end) of the object at `position`. Raises ValueError where it is no JSON."""
-    strict, members = _Strict(), []
+    strict, members = StrictJson(), []
     position = _skip(text, position + 1)
     while text[position : position + 1] != "}":
         key, position = strict.at(text, position)
@@ -166,7 +121,7 @@ def _members(text: str, position: int) -> tuple[list[tuple[str, int, int]], int]
 
 
 def _elements(text: str, position: int, name: str, mark_bytes: int) -> Iterator[Record]:
-    strict, line, byte, seen = _Strict(), 1, mark_bytes, 0
+    strict, line, byte, seen = StrictJson(), 1, mark_bytes, 0
     position = _skip(text, position + 1)
     while text[position : position + 1] != "]":
         between = text[seen:position]
@@ -205,11 +160,6 @@ def _num_bytes(text: str) -> int:
 
 
 def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _SPACE:
+    while position < len(text) and text[position] in SPACE:
         position += 1
     return position
-
-
-def _kind(value: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,15 +1,16 @@
 """Parquet and Arrow readers (pyarrow): rows as plain Python values, batch by batch.
 
-Dates, decimals and the like become text in their usual notation; NaN becomes null, as in JSON. Bytes that are no text
-(pictures beside their captions) leave their cell empty and their row usable: `Record.no_text` names the column. `line`
-is the row number from 1. Both Arrow layouts are read: the file format (ARROW1) and the stream that Hugging Face
-`datasets` writes.
+Dates, decimals and the like become text in their usual notation; NaN and infinities become null, as in JSON. Bytes that
+are no text (pictures beside their captions) leave their cell empty and their row usable: `Record.no_text` names the
+column. `line` is the row number from 1. Both Arrow layouts are read: the file format (ARROW1) and the stream that
+Hugging Face `datasets` writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from luthier.errors import DataError
 
 BATCH_ROWS = 1024
 MAX_UNPACKED_TABLE_BYTES = 2 << 30
+_UNREADABLE = (ValueError, OverflowError)
 
 
 def read_table(detected: Detected, name: str) -> Iterator[Record]:
@@ -44,19 +46,21 @@ def read_table(detected: Detected, name: str) -> Iterator[Record]:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; what is wrong, for a row whose text is not UTF-8 (Parquet files may hold such text)."""
+    """The rows of a batch; what is wrong, for a row with a cell that has no Python value: text that is not UTF-8
+    (Parquet files may hold it), a time beyond the year 9999, a structure with one name twice."""
     try:
         yield from batch.to_pylist()
         return
-    except UnicodeDecodeError:
+    except _UNREADABLE:
         pass
     for index in range(batch.num_rows):
         row: dict[str, Any] = {}
         for column, cells in zip(batch.schema.names, batch.slice(index, 1).columns, strict=True):
             try:
                 row[column] = cells.to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield f"column {column!r} is not UTF-8: {error}"
+            except _UNREADABLE as error:
+                what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+                yield f"column {column!r} {what}: {str(error)[:120]}"
                 break
         else:
             yield row
@@ -109,7 +113,7 @@ def _record(name: str, number: int, row: dict[str, Any] | str) -> Record:
 
 def plain_value(value: Any) -> Any:
     """`value` as JSON knows it. Raises UnicodeDecodeError for bytes that are not UTF-8."""
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value

@@ -37,7 +37,7 @@ def map_texts(row: Row, change: Callable[[str], str]) -> Row:
     new = replace(row, **changed, columns=_mapped(row.columns, change, frozenset()))
     if new.segments:  # what the model reads; a change that depends on context must not make the two differ
         new = replace(new, text="".join(text for text, _ in new.segments))
-    return replace(new, id=row_id(new.messages, new.text, new.segments))
+    return replace(new, id=row_id(new.messages, new.text, new.segments, new.rejected, new.label, new.steps))
 
 
 def joined_pieces(row: Row) -> list[str]:

@@ -54,12 +54,18 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path, *, allow_
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The data files in a folder, at any depth, sorted. Raises DataError when there is none, or a link leads out."""
+    """The data files in a folder, at any depth, sorted. Raises DataError when there is none, a link leads out, or the
+    folder is a set of named splits: its test rows must not be trained on unasked."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = ", ".join(sorted(str(path) for path in folder.iterdir() if path.is_dir()))
+        raise DataError(f"{folder}: holds several splits (dataset_dict.json)", hint=f"name each by its role: {names}")
     files = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith((".", "_")) for part in inside.parts)
-        if hidden or path.name in _NOTES or not promised(path)[0] or not path.is_file():
+        is_left_out = hidden or path.name in _NOTES or _CACHED.fullmatch(path.name)
+        if is_left_out or not promised(path)[0] or not path.is_file():
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise DataError(
@@ -75,6 +81,8 @@ _OTHER_SPLIT = re.compile(
     r"(?:^|[^a-z])(?:test|testing|eval|evaluation|dev|valid|validation)(?:[^a-z]|$)", re.IGNORECASE
 )
 """How the hub tells splits by the names of files; without a pattern the training split is read."""
+_CACHED = re.compile(r"cache-[0-9a-f]+\.arrow")
+"""What the datasets library computed from a folder's rows and left beside them."""
 _NOTES = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json", "README.md", "LICENSE.md"}
 
 

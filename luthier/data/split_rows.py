@@ -12,7 +12,7 @@ from luthier.data import assign
 from luthier.data.dedupe import LIKENESS
 from luthier.data.eval_guard import FROZEN, find_frozen, read_frozen
 from luthier.data.items import Item
-from luthier.data.run_state import Run, refuse_too_many_faults
+from luthier.data.run_state import Run, refuse_too_many_faults, worst
 from luthier.data.spill import EncodedItems, Items
 from luthier.data.split import Assign, deal, proof
 from luthier.errors import DataError
@@ -70,6 +70,12 @@ def _readable(run: Run, usable: EncodedItems) -> EncodedItems:
         return usable
     is_readable = assign.readable(usable.items, wanted.by, wanted.column, run.quarantine)
     refuse_too_many_faults(run)
+    if len(usable) and not is_readable.any():
+        raise DataError(
+            f"column {wanted.column!r} of data.split.column tells nothing in any of {len(usable):,} rows: "
+            f"{worst(run.quarantine)}",
+            hint="name a column it has" if wanted.by == "column" else "name a column of ISO dates, or of seconds",
+        )
     return usable.take(is_readable)
 
 

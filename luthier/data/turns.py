@@ -9,11 +9,11 @@ reason for quarantine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from luthier.data.strict_json import StrictJson
 from luthier.types import Message
 
 ROLES = {
@@ -27,6 +27,8 @@ CALL_ROLES = ("function_call", "tool_call")
 """Roles whose text is a call (or a list of them) as JSON: {"name", "arguments"}."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "loss", "training")
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
+_MARKS = {f"<{kind}>": (kind, f"{kind}s") for kind in ("image", "video", "audio")}
 
 
 class RowError(ValueError):
@@ -34,11 +36,12 @@ class RowError(ValueError):
 
 
 def parsed(value: Any) -> Any:
-    """`value`, or what it says where it is JSON text of an array or object (tables and CSV files carry them so)."""
+    """`value`, or what it says where it is JSON text of an array or object (tables and CSV files carry them so). Text
+    that is doubtful as JSON (a key twice, NaN, half a character) stays text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return StrictJson().whole(value)
+        except ValueError:
             return value
     return value
 
@@ -107,7 +110,7 @@ def _content(content: Any, index: int) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [_part_text(part) if isinstance(part, dict) else part for part in content]
         weighted = [part for part in content if isinstance(part, dict) and any(part.get(k) == 0 for k in WEIGHT_KEYS)]
         if weighted:
             raise RowError(f"turn {index} has a part that is not trained; mark whole turns, or use segments")
@@ -115,6 +118,19 @@ def _content(content: Any, index: int) -> str:
             return "".join(str(text) for text in texts)
         raise RowError(f"turn {index} has parts that are not text (images, audio, ...)")
     raise RowError(f"turn {index} has no text content ({type(content).__name__})")
+
+
+def _part_text(part: dict[str, Any]) -> Any:
+    """The text of a content part; None for one that is something else, whatever text it has beside (a caption, a
+    thought)."""
+    return part.get("text") if part.get("type") in _TEXT_PARTS else None
+
+
+def check_no_media(messages: Sequence[Message], row: Mapping[str, Any]) -> None:
+    """Raises RowError where a turn has the mark of a picture, film or sound that stands in a column of the row."""
+    for mark, columns in _MARKS.items():
+        if any(column in row for column in columns) and any(mark in message["content"] for message in messages):
+            raise RowError(f"a turn has the mark {mark}, and what it stands for cannot be kept")
 
 
 def read_calls(calls: Any, index: int) -> list[dict[str, Any]]:
@@ -192,17 +208,21 @@ def check_order(messages: Sequence[Message], needs_answer: bool = True) -> None:
 def _check_calls(messages: Sequence[Message]) -> None:
     """Every result with an id answers a call of the turn before it, and it is clear which call each result answers."""
     open_ids: list[str] = []
+    answered: set[str] = set()
     num_calls = 0
     for message in messages:
         if message["role"] == "assistant":
             calls = message.get("tool_calls", [])
-            open_ids, num_calls = [call["id"] for call in calls if "id" in call], len(calls)
+            open_ids, num_calls, answered = [call["id"] for call in calls if "id" in call], len(calls), set()
             if len(set(open_ids)) != len(open_ids):
                 raise RowError("two tool calls of one turn have the same id")
         elif message["role"] == "tool":
             given = message.get("tool_call_id")
-            if given and open_ids and given not in open_ids:
+            if given and given not in open_ids and (open_ids or not num_calls):
                 raise RowError(f"a tool result answers the call {given[:30]!r}, which nobody made")
+            if given in answered:
+                raise RowError(f"two tool results answer the call {given[:30]!r}")
+            answered |= {given} if given else set()
             if not given and num_calls > 1 and open_ids:
                 raise RowError("a tool result without a call id, after several calls")
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from luthier.data.detect import promised
-from luthier.data.read_csv import looks_like_data
+from luthier.data.read_csv import MAX_CELL_CHARS, looks_like_data
 from luthier.data.turns import RowError
 from luthier.errors import DataError
 
@@ -180,7 +180,7 @@ def _csv_cell(name: str, value: Any, layout: Layout) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, (bool, int, float)):
         layout.changes["numbers, true and false became text"] += 1
-    if "\r" in text or "\0" in text or len(text) >= csv.field_size_limit():
+    if "\r" in text or "\0" in text or len(text) > MAX_CELL_CHARS:
         raise RowError(f"column {name!r} has a carriage return, a NUL or too many characters for CSV")
     layout.changes["cells that a spreadsheet may run as a formula"] += text[:1] in ("=", "+", "-", "@")
     return text

@@ -8,10 +8,10 @@ Source: the grammars themselves (Python's `ast`, JSON's parser); fenced blocks a
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 
+from luthier.data.strict_json import StrictJson
 from luthier.data.turns import RowError
 
 KEEPS_SPACE = {"text": False, "markdown": True, "code": True, "python": True, "json": True}
@@ -54,9 +54,7 @@ def _python_problem(code: str) -> str:
 
 def _json_problem(code: str) -> str:
     try:
-        json.loads(code)
+        StrictJson().whole(code)
     except ValueError as error:
         return str(error)[:80]
-    except RecursionError:
-        return "nested too deep"
     return ""

@@ -18,6 +18,11 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x84\x86-\x9f]")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 
+def is_blank(text: str) -> bool:
+    """Is there nothing to see: white space and invisible characters alone?"""
+    return not text.strip() or (not text.isascii() and not _INVISIBLE.sub("", text).strip())
+
+
 def normalise(text: str) -> str:
     """`text` folded for comparison: NFKC, casefold, no invisible characters, single spaces, no outer space."""
     if text.isascii():

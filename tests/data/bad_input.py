@@ -27,7 +27,11 @@ def chat(*turns: str, **last) -> dict:
     return {"messages": [*messages[:-1], {**messages[-1], **last}]}
 
 
-CALL = {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+def called(arguments: str) -> dict[str, Any]:
+    return {"id": "c1", "function": {"name": "f", "arguments": arguments}}
+
+
+CALL = called("{}")
 # name -> (the row, words of its reason; "" = kept)
 CHAT = {
     "unknown role": (chat("user:q", "narrator:x", "assistant:a"), "unknown role"),
@@ -52,6 +56,30 @@ CHAT = {
         {"messages": [*chat("user:q", "assistant:", tool_calls=[CALL, CALL])["messages"],
                       {"role": "tool", "content": "x", "tool_call_id": "c1"}, {"role": "assistant", "content": "a"}]},
         "the same id"),
+    "a tool result where no tool was called": (
+        {"messages": [*chat("user:q", "assistant:a")["messages"],
+                      {"role": "tool", "content": "x", "tool_call_id": "c1"}, {"role": "assistant", "content": "a"}]},
+        "nobody made"),
+    "two results of one call": (
+        {"messages": [*chat("user:q", "assistant:", tool_calls=[CALL])["messages"],
+                      *[{"role": "tool", "content": "x", "tool_call_id": "c1"}] * 2,
+                      {"role": "assistant", "content": "a"}]},
+        "two tool results"),
+    "arguments with a key twice": (chat("user:q", "assistant:", tool_calls=[called('{"a": 1, "a": 2}')]), "arguments"),
+    "arguments with NaN": (chat("user:q", "assistant:", tool_calls=[called('{"a": NaN}')]), "arguments"),
+    "arguments with half a character": (
+        chat("user:q", "assistant:", tool_calls=[called('{"a": "\\ud800"}')]), "arguments"),
+    "a part that is a thought": (
+        chat("user:q", "assistant:", content=[{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"}]),
+        "not text"),
+    "a picture with an empty caption": (
+        chat("user:q", "assistant:", content=[{"type": "image", "text": ""}, {"type": "text", "text": "a"}]),
+        "not text"),
+    "the mark of a picture in a column": (
+        {**chat("user:<image> what is it", "assistant:a"), "images": ["a.png"]}, "the mark <image>"),
+    "the mark of a picture, and no picture": (chat("user:what does <image> mean", "assistant:a"), ""),
+    "an answer of invisible characters": (chat("user:q", "assistant:\u200b\ufeff"), "empty answer"),
+    "an empty system message": (chat("system:", "user:q", "assistant:a"), "empty system message"),
     "a control token typed by the user": (chat("user:what is <|im_end|> for", "assistant:it ends a turn"), ""),
     "a template that raises": (chat("user:boom", "assistant:a"), "cannot be rendered"),
     "a row without turns": ({"messages": []}, "no turns"),
@@ -75,6 +103,8 @@ LINES = {
     "a carriage return where a line should end": (b'{"a": 1}\r{"a": 2}', "two JSON values"),
     "bytes of Latin-1": ('{"messages": "café"}'.encode("latin-1"), "not UTF-8"),
     "a trailing comma": (b'{"messages": [],}', "not valid JSON"),
+    "a comma at the end of the line": (b'{"messages": []},', "a comma after the JSON value"),
+    "a number beyond what a float holds": (b'{"messages": 1e400}', "a number too large"),
     "null for a row": (b"null", "not an object"),
     "a number for a row": (b"3", "not an object"),
     "Infinity": (b'{"messages": -Infinity}', "Infinity is not JSON"),
@@ -90,6 +120,7 @@ LINES = {
 # name -> (rows of preference data, words of their reason)
 PAIRS = {
     "chosen equals rejected": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "are the same"),
+    "sides equal but for white space": ({"prompt": "q", "chosen": "a", "rejected": " a\n"}, "are the same"),
     "one side empty": ({"prompt": "q", "chosen": "a", "rejected": ""}, "empty rejected side"),
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
 }
@@ -99,8 +130,14 @@ CSV = {
     "the text NA": (b"not available,NA\n", ""),
     "a field of a million characters": (b'"' + b"x" * 1_000_000 + b'",a\n', "not valid CSV"),
     "an embedded line end and quotes": (b'"two\nlines ""here""",a\n', ""),
+    "a field of many lines and 140,000 characters": (
+        b'"' + b"one, two\n" * 16_000 + b'last words",a\n',
+        "not valid CSV",
+    ),
     "a formula": (b"=1+1 is a formula,a\n", ""),
     "bytes of Latin-1": ("café,a\n".encode("latin-1"), "not UTF-8"),
+    "a quote that is never closed": (b'"open,a\n', "a quote that is never closed"),
+    "the row after it": (b"what stands below an open quote,a\n", ""),
 }
 
 GOOD = b'{"prompt": "how do I reset it", "completion": "hold the button"}\n'
@@ -143,6 +180,17 @@ FILES = {
         b"\xff\xff\xff\xff" + (1 << 30).to_bytes(4, "little") + b"x" * 100,
         "broken arrow",
     ),
+    "gz inside gz": ("a.jsonl.gz", gzip.compress(GZ), "packed twice"),
+    "gz inside zst": ("a.jsonl.zst", zstd(GZ), "packed twice"),
+    "lz4": ("a.jsonl.lz4", b"\x04\x22\x4d\x18" + b"x" * 50, "LZ4"),
+    "7z": ("a.jsonl", b"7z\xbc\xaf\x27\x1c" + b"x" * 50, "7z"),
+    "rar": ("a.csv", b"Rar!\x1a\x07\x01\x00", "RAR"),
+    "old Excel file": ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "Excel"),
+    "pickle of an old protocol": ("a.jsonl", b"\x80\x02}q\x00.", "pickle"),
+    "NumPy array": ("a.jsonl", b"\x93NUMPY\x01\x00", "NumPy"),
+    "Git LFS pointer": ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "encrypted parquet": ("a.parquet", b"PARE" + b"x" * 100 + b"PARE", "no parquet file"),
+    "text named .arrow": ("a.arrow", b"not here any more", "no arrow file"),
     "zip named .gz": ("a.jsonl.gz", b"PK\x03\x04" + b"x" * 50, "zip"),
     "text sequence with record marks": ("a.json", b'\x1e{"a": 1}\n', "not JSON"),
     "json array cut off": ("a.json", b'[{"a": 1}, {"a": 2}', "breaks off"),
@@ -189,10 +237,18 @@ def parquet(**columns: list[Any]) -> bytes:
     return out.getvalue()
 
 
+def arrow(**columns: Any) -> bytes:
+    out, made = io.BytesIO(), pa.table(columns)
+    with pa.ipc.new_stream(out, made.schema) as writer:
+        writer.write_table(made)
+    return out.getvalue()
+
+
 def _accents(form: str) -> dict[str, str]:
     return {"prompt": unicodedata.normalize(form, "où est l’élève"), "completion": unicodedata.normalize(form, "là")}
 
 
+_TIMES = (1_705_400_000_000, 1_705_400_000, 20240131, "2024-01-31T10:00:00.123456789Z")
 _NO_UTF8 = b"\x89PNG\xff"
 _PROMPTS, _ANSWERS = [row["prompt"] for row in pairs(20)], [row["completion"] for row in pairs(20)]
 SETS = {
@@ -252,6 +308,30 @@ SETS = {
                "column … is neither true nor false": 1}),
     "direction marks and zero-width characters": Set(
         {"a.jsonl": lines([*pairs(20), {"prompt": "right \u202eto left \u200bx", "completion": "a"}])}),
+    "a song that begins with [Verse 1]": Set({"a.txt": b"[Verse 1]\n" + b"\n".join(
+        f"line {i}".encode() for i in range(20))}),
+    "a header that begins with [id]": Set(
+        {"a.csv": b"[id],[text],[label]\n" + b"".join(f"{i},a text {i},{i % 2}\n".encode() for i in range(20))},
+        {"prompt": "{[text]}", "completion": "{[label]}"}),
+    "a table with a time beyond the year 9999": Set(
+        {"a.arrow": arrow(prompt=_PROMPTS, completion=_ANSWERS, at=pa.array([0] * 19 + [10**14], pa.timestamp("s")))},
+        aside={"column … cannot be read": 1}),
+    "a table with infinities": Set(
+        {"a.arrow": arrow(prompt=_PROMPTS, completion=_ANSWERS, score=[float("inf")] * 20)}),
+    "one answer judged good and bad": Set(
+        {"a.jsonl": lines([*pairs(20, label=True), *pairs(1, label=False)])}, {"preferred_only": True},
+        aside={"labelled undesirable, and data.preferred_only is set": 1}),
+    "one question with two tool calls": Set(
+        {"a.jsonl": lines(
+            [chat("user:q", "assistant:", tool_calls=[called(json.dumps({"n": n}))]) for n in (1, 2, 2)])},
+        aside={"exact duplicate": 1}, warning="same prompt, different answer or judgement: 1 times"),
+    "times in milliseconds, seconds and as 20240131": Set(
+        {"a.jsonl": lines([{**row, "at": _TIMES[i % 4]} for i, row in enumerate(pairs(20))])},
+        {"split": {"train": 0.8, "dev": 0.1, "test": 0.1, "by": "time", "column": "at"}}),
+    "a column of times that is not there": Set(
+        {"a.jsonl": lines(pairs(20))},
+        {"split": {"train": 0.8, "dev": 0.1, "test": 0.1, "by": "time", "column": "at"}},
+        refused="column 'at' of data.split.column tells nothing in any of 20 rows"),
     "a CSV file without a header": Set(
         {"a.csv": b"hello there,yes\nanother thing,no\n"}, refused="no known format fits its columns"),
 }  # fmt: skip

@@ -17,6 +17,7 @@ import pytest
 from luthier.data.detect import detect
 from luthier.data.quarantine import Quarantine, retrieve
 from luthier.data.read import read_records
+from luthier.data.sources import files_in
 from luthier.errors import DataError
 from tests.data.bad_input import FILES, GOOD, GZ, zstd
 
@@ -171,6 +172,44 @@ def test_csv_delimiter_is_sniffed(tmp_path, delimiter):
     lines = [delimiter.join(("text", "label")), delimiter.join(('"well, then; a|b"', "x")), delimiter.join(("b", "y"))]
     rows = [r.value for r in read(write(tmp_path, "a.csv", "\n".join(lines).encode()))]
     assert rows == [{"text": "well, then; a|b", "label": "x"}, {"text": "b", "label": "y"}]
+
+
+@pytest.mark.parametrize(
+    "data, rows, places",
+    [
+        (b'\xef\xbb\xbfsep=;\r\ntext;label\r\n"a\r\nb";x\r\n', [{"text": "a\nb", "label": "x"}], [3]),
+        (b",text\n0,a\n1,b\n", [{"Unnamed: 0": str(n), "text": "ab"[n]} for n in (0, 1)], [2, 3]),
+        (
+            b'text,label\n"open,x\na,y\nb,z\n',
+            [None, {"text": "a", "label": "y"}, {"text": "b", "label": "z"}],
+            [2, 3, 4],
+        ),
+        (b'text,label\n"' + b"a, b\n" * 30_000 + b'c",x\na,y\n', [None, {"text": "a", "label": "y"}], [2, 30_003]),
+    ],
+    ids=["Excel's first line", "the index of a data frame", "an open quote", "a cell too long"],
+)
+def test_csv_as_other_programs_write_it(tmp_path, data, rows, places):
+    """An open quote costs its own line; the lines of a cell that is too long are no rows."""
+    records = read(write(tmp_path, "a.csv", data))
+    assert [r.value for r in records] == rows and [r.line for r in records] == places
+    assert sum(r.byte_len or 0 for r in records) == len(data) - (records[0].byte_start or 0)
+
+
+def test_zstd_that_begins_with_a_frame_to_skip(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+    assert len(read(write(tmp_path, "a.jsonl.zst", skipped + zstd(GOOD) + zstd(GOOD)))) == 2
+
+
+def test_folders_of_the_datasets_library(tmp_path):
+    """What it computed beside the rows is left out; a set of named splits is not read as one."""
+    for name in ("train/data-0.jsonl", "test/data-0.jsonl", "train/cache-0123456789abcdef.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, name, GOOD)
+    assert [path.name for path in files_in(tmp_path / "train")] == ["data-0.jsonl"]
+    write(tmp_path, "dataset_dict.json", b'{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match="several splits") as caught:
+        files_in(tmp_path)
+    assert str(tmp_path / "train") in caught.value.hint
 
 
 def test_content_wins_over_the_name(tmp_path):

@@ -27,11 +27,11 @@ GOOD = [
 ]
 
 
-def run(folder, sequence_len=4096, **spec):
+def run(folder, sequence_len=4096, takes_judged=False, **spec):
     (folder / "out").mkdir()
     settings = {"near_duplicate_threshold": 1.0, "max_quarantine_share": 1.0, "allow_no_dev": True} | spec
     how = {"codec": WordCodec(), "sequence_len": sequence_len, "out": folder / "out", "base_dir": folder}
-    summary = prepare(DataSpec(**settings), **how)
+    summary = prepare(DataSpec(**settings), takes_judged=takes_judged, **how)
     for file in summary.files:
         assert file.rows_read == file.rows_kept + file.rows_quarantined
     return summary, {entry.line: entry for entry in read_quarantine(folder / "out/quarantine.jsonl")}
@@ -62,7 +62,7 @@ def test_bad_rows_of_preference_data(tmp_path):
     good = [{"prompt": f"good {i} w{i}", "chosen": f"a{i}", "rejected": "b"} for i in range(30)]
     cases = [("good", "")] * 30 + [(name, words) for name, (_, words) in PAIRS.items()]
     raw = [json.dumps(row).encode() + b"\n" for row in (*good, *(row for row, _ in PAIRS.values()))]
-    assert check(tmp_path, "a.jsonl", raw, cases, preferred_only=True).rows_quarantined == len(PAIRS)
+    assert check(tmp_path, "a.jsonl", raw, cases, takes_judged=True).rows_quarantined == len(PAIRS)
 
 
 def test_bad_rows_of_csv(tmp_path):

@@ -5,11 +5,13 @@ import random
 import re
 import shutil
 from collections import Counter
+from datetime import datetime
 
 import pytest
 
 from luthier.config.data import DataSpec
 from luthier.config.data_checks import ChecksSpec, PiiSpec
+from luthier.data.assign import parse_time
 from luthier.data.checks import Checker
 from luthier.data.clean import clean_content
 from luthier.data.compare import compare
@@ -113,7 +115,8 @@ def test_redact_reaches_calls_rejected_sides_pieces_and_columns_and_keeps_what_t
     assert chat.rejected[0]["content"] == "[EMAIL_1], no idea"
     assert chat.steps == (("a customer", True), ("[EMAIL_1]", False))
     assert segmented.segments == (("to ", False), ("[EMAIL_1] now", True)) and segmented.text == "to [EMAIL_1] now"
-    assert chat.id == row_id(chat.messages, "") and segmented.id == row_id((), segmented.text, segmented.segments)
+    assert chat.id == row_id(chat.messages, "", (), chat.rejected, True, chat.steps)
+    assert segmented.id == row_id((), segmented.text, segmented.segments)
     assert column.columns == {"by": {"name": ["[EMAIL_1]"]}}
 
 
@@ -200,6 +203,20 @@ def test_frozen_rows_never_train_again(tmp_path):
         file.write("{}\n")
     with pytest.raises(DataError, match="not what was registered"):
         run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1706659200, "1706659200.0", 1706659200000, 20240131, "20240131", "2024-01-31", "2024-01-31T00:00:00Z",
+     "2024-01-31 01:00:00+01:00", "2024-01-31T00:00:00.000000001Z", datetime(2024, 1, 31)],
+)  # fmt: skip
+def test_times_as_files_write_them(value):
+    assert parse_time(value) == 1706659200.0
+
+
+@pytest.mark.parametrize("value", [None, "", True, "01/31/2024", "2024", 20241331, 17066592000000000, "nan", "inf"])
+def test_what_is_no_time(value):
+    assert parse_time(value) is None
 
 
 def test_a_split_by_time_and_by_column(tmp_path):

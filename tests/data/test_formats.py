@@ -177,6 +177,14 @@ def test_a_class_beside_prompt_and_completion_is_no_judgement():
         assert vote([{"prompt": "q", "completion": "a", "label": label}], "f").kind == "prompt_completion"
     row = {"prompt": "q", "completion": "a", "kto_tag": 0}
     assert to_content(row, vote([row], "f")) == Content(PLAIN, label=False)
+    for label, judged in ((1, True), (0.0, False), ("1", True)):  # named in the config, it is one
+        row = {"prompt": "q", "completion": "a", "label": label}
+        assert to_content(row, vote([row], "f", forced="kto")) == Content(PLAIN, label=judged)
+
+
+def test_of_two_columns_that_differ_in_case_the_one_in_small_letters_is_read():
+    for row in ({"prompt": "q", "Prompt": "x", "completion": "a"}, {"Prompt": "x", "prompt": "q", "completion": "a"}):
+        assert to_content(row, vote([row], "f")) == Content(PLAIN)
 
 
 def test_answers_without_ranks_are_no_preference():

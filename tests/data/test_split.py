@@ -140,6 +140,26 @@ def test_exact_near_and_conflicting_duplicates():
     assert [items[i].record.line for i in drop_duplicates(items, 1.0).kept] == [1, 3, 4, 5, 6]
 
 
+def test_judgements_tell_rows_apart_and_contradict_one_another():
+    """Of judged rows, the same answers judged otherwise are a conflict; other answers to one prompt are none."""
+    other = ({"role": "assistant", "content": "y"},)
+    sets = {
+        "labels": [{"label": True}, {"label": False}, {"label": True}],
+        "pairs": [
+            {"rejected": other},
+            {"answer": "y", "rejected": ({**other[0], "content": "x"},)},
+            {"rejected": other},
+        ],
+        "steps": [{"steps": (("x", True),)}, {"steps": (("x", False),)}, {"answer": "y", "steps": (("y", True),)}],
+    }
+    kept = {"labels": [0, 1], "pairs": [0, 1], "steps": [0, 1, 2]}
+    for name, kinds in sets.items():
+        rows = [item("q", kind.pop("answer", "x"), n).row for n, kind in enumerate(kinds)]
+        judged = [dataclasses.replace(row, **kind) for row, kind in zip(rows, kinds, strict=True)]
+        result = drop_duplicates([Item(row, Record("f", row.line, 0, 0, "")) for row in judged], 1.0)
+        assert result.kept.tolist() == kept[name] and result.conflicts == [(0, 1)], name
+
+
 def test_near_duplicates_by_brute_force():
     items = corpus(6, num_near=120)
     kept = drop_duplicates(items, 0.8).kept

@@ -24,7 +24,7 @@ from luthier.data.formats.format import (
     turns_of,
 )
 from luthier.data.templates import as_text
-from luthier.data.turns import RowError, parsed, read_turns, with_system, with_tools
+from luthier.data.turns import RowError, check_no_media, parsed, read_turns, with_system, with_tools
 from luthier.types import Message
 
 _PARTS = {"turns": "messages", "system": "system", "tools": "tools", "role": "", "content": ""}
@@ -32,7 +32,8 @@ _EVERY_TURN = frozenset({"earlier answers trained", "earlier answers untrained",
 
 
 def with_columns(messages: tuple[Message, ...], row: dict[str, Any], mapping: Mapping) -> tuple[Message, ...]:
-    """`messages` with the system message and the tools that stand in columns of their own."""
+    """`messages` with the system message and the tools that stand in columns of their own. Raises RowError."""
+    check_no_media(messages, row)
     messages = with_system(messages, as_text(row.get(mapping.keys.get("system", ""))))
     return with_tools(messages, row.get(mapping.keys.get("tools", "")))
 

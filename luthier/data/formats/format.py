@@ -53,10 +53,12 @@ class Mapping:
 
 
 class Keys:
-    """The columns of one row, found whatever their case."""
+    """The columns of one row, found whatever their case; of two that differ in case alone, the one in small letters.
+    is_forced: the config names the format, so what its columns mean is not in question."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
-        self._row, self._names = row, {key.lower(): key for key in row}
+    def __init__(self, row: dict[str, Any], *, is_forced: bool = False) -> None:
+        self._row, self.is_forced = row, is_forced
+        self._names = {key.lower(): key for key in row} | {key: key for key in row if key == key.lower()}
 
     def first(self, names: Iterable[str], *, but: str = "") -> str:
         """The row's own spelling of the first of `names` that it has (other than `but`); "" for none."""

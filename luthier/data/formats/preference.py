@@ -43,6 +43,7 @@ REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages")
 TAG_KEYS = ("kto_tag", "desirable", "label")
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 _ASKED = {"prompt": "prompt", "input": "input", "system": "system", "tools": "tools", "role": "", "content": ""}
+SAME_SIDES = "chosen and rejected are the same"
 _TRUE, _FALSE = ("true", "desirable"), ("false", "undesirable")
 
 
@@ -108,7 +109,7 @@ def compared(
 ) -> Content:
     """The content of a prompt and two sides, each of which may repeat the prompt."""
     if chosen == rejected:
-        raise RowError("chosen and rejected are the same")
+        raise RowError(SAME_SIDES)
     if not prompt:
         num_same = 0
         shortest = min(len(chosen), len(rejected)) - 1
@@ -137,14 +138,14 @@ def _without(side: tuple[Message, ...], prompt: tuple[Message, ...], name: str) 
     return side[len(prompt) :]
 
 
-def start_of_sides(content: Content) -> int:
+def start_of_sides(messages: tuple[Message, ...]) -> int:
     """Index of the first trained answer: where both sides begin."""
-    answers = (i for i, m in enumerate(content.messages) if m["role"] == "assistant" and m.get("train") is not False)
-    return next(answers, len(content.messages) - 1)
+    answers = (i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train") is not False)
+    return next(answers, len(messages) - 1)
 
 
 def _write_pairs(content: Content) -> dict[str, Any]:
-    start = start_of_sides(content)
+    start = start_of_sides(content.messages)
     prompt, chosen, rejected = content.messages[:start], content.messages[start:], content.rejected
     tools = tools_column(prompt)
     sides = (prompt, chosen, rejected)
@@ -180,7 +181,7 @@ def _recognise_kto(keys: Keys, needs_answer: bool) -> dict[str, str] | None:
     completion = keys.first(ANSWER_KEYS)
     if not label or not needs_answer or not (turns or (prompt and completion not in ("", prompt["prompt"]))):
         return None
-    if label.lower() == "label" and not isinstance(_flag(keys.value("label")), bool):
+    if label.lower() == "label" and not keys.is_forced and _flag(keys.value("label")) is None:
         return None  # a class, not a judgement
     columns = found(turns=turns) or {**prompt, "completion": completion}
     return columns | found(label=label, system=keys.first(SYSTEM_KEYS), tools=keys.first(("tools",)))
@@ -192,7 +193,7 @@ def _flag(value: Any, *, numbers: bool = False) -> bool | None:
         return value
     if isinstance(value, str) and value.strip().lower() in (*_TRUE, *_FALSE):
         return value.strip().lower() in _TRUE
-    return bool(int(value)) if numbers and str(value).strip() in ("0", "1") else None
+    return bool(float(value)) if numbers and str(value).strip() in ("0", "1", "0.0", "1.0") else None
 
 
 def _read_kto(row: dict[str, Any], mapping: Mapping, needs_answer: bool) -> Content:

@@ -97,7 +97,7 @@ def _place(value: Any, number: int, *, is_score: bool) -> float:
 
 
 def _write(content: Content) -> dict[str, Any]:
-    start = start_of_sides(content)
+    start = start_of_sides(content.messages)
     prompt, sides = content.messages[:start], (content.messages[start:], content.rejected)
     if any(len(side) != 1 for side in sides):
         raise RowError("ranked cannot hold: answers of several turns")

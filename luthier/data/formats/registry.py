@@ -51,7 +51,7 @@ _TOKEN_IDS = ("input_ids", "token ids", "give text; luthier tokenises it with th
 
 def recognise(row: dict[str, Any], needs_answer: bool = True, kinds: Sequence[str] = ()) -> Mapping | None:
     """The format that one row's keys name, the most specific first; None if no rule fits. kinds: only these."""
-    keys = Keys(row)
+    keys = Keys(row, is_forced=bool(kinds))
     for name, one in FORMATS.items():
         if name in kinds or (not kinds and not one.by_name_only):
             names = one.recognise(keys, needs_answer)
