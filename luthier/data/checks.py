@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from luthier.config.data_checks import ChecksSpec
 from luthier.data.items import Item, prompt_text
@@ -46,7 +47,8 @@ class Hit:
 
 
 class Checker:
-    """Runs the checks of a spec over rows; `hits` and `languages` (of prompts) collect what was found."""
+    """Runs the checks of a spec over rows. What was found is kept until `taken_lines` hands it on, and counted;
+    languages: of prompts."""
 
     def __init__(self, spec: ChecksSpec, base_dir: Path, quarantine: Quarantine) -> None:
         self._spec, self._quarantine = spec, quarantine
@@ -60,8 +62,10 @@ class Checker:
             name: term_pattern(read_terms(base_dir / path)) for name, path in sorted(spec.word_lists.items())
         }
         self._wordings = {name: re.compile(form, re.IGNORECASE) for name, form in sorted(spec.patterns.items())}
-        self.hits: list[Hit] = []
         self.languages: Counter[str] = Counter()
+        self._hits: list[Hit] = []
+        self._findings: Counter[tuple[str, str, str]] = Counter()
+        self._rows: Counter[tuple[str, str, str]] = Counter()
         _check_codes(spec)
 
     def run(self, items: Sequence[Item]) -> list[Item]:
@@ -76,7 +80,10 @@ class Checker:
         hits = [hit for path, some in found.items() for hit in self._private_hits(item.row, path, some)]
         hits += self._flags(item.row)
         dropped = next((hit for hit in hits if hit.action == "drop"), None)
-        self.hits += hits
+        self._hits += hits
+        kinds = [(hit.check, hit.kind, hit.action) for hit in hits]
+        self._findings.update(kinds)
+        self._rows.update(set(kinds))
         if dropped:
             detail = f"{dropped.check}: {dropped.kind}"
             self._quarantine.add(item.record, detail, reason=detail, is_fault=False)
@@ -170,21 +177,17 @@ class Checker:
             if answered not in (UNKNOWN, asked):
                 yield f"prompt {asked}, answer {answered}"
 
-    def lines(self) -> str:
-        """The content of findings.jsonl."""
-        return "".join(json.dumps(asdict(hit), ensure_ascii=False) + "\n" for hit in self.hits)
+    def taken_lines(self) -> str:
+        """The lines of findings.jsonl since they were last taken."""
+        hits, self._hits = self._hits, []
+        return "".join(json.dumps(asdict(hit), ensure_ascii=False) + "\n" for hit in hits)
 
-    def counts(self) -> list[dict[str, object]]:
+    def counts(self) -> list[dict[str, Any]]:
         """One record for each (check, kind, action): findings and rows, in the order of their numbers."""
-        rows: dict[tuple[str, str, str], set[tuple[str, int]]] = defaultdict(set)
-        findings: Counter[tuple[str, str, str]] = Counter()
-        for hit in self.hits:
-            key = (hit.check, hit.kind, hit.action)
-            findings[key] += 1
-            rows[key].add((hit.file, hit.line))
+        ranked = sorted(self._findings.items(), key=lambda pair: (pair[0][0], -pair[1], pair[0]))
         return [
-            {"check": key[0], "kind": key[1], "action": key[2], "findings": num, "rows": len(rows[key])}
-            for key, num in sorted(findings.items(), key=lambda pair: (pair[0][0], -pair[1], pair[0]))
+            {"check": key[0], "kind": key[1], "action": key[2], "findings": num, "rows": self._rows[key]}
+            for key, num in ranked
         ]
 
 

@@ -44,6 +44,24 @@ class FileReport:
     warnings: list[str] = field(default_factory=list)
 
 
+CHUNK_ROWS = 2048
+CHUNK_BYTES = 8 << 20
+
+
+def cut(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The records in chunks of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes."""
+    some: list[Record] = []
+    size = 0
+    for record in records:
+        some.append(record)
+        size += record.byte_len or 0
+        if len(some) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 @dataclass(frozen=True)
 class Look:
     """What the first rows of a file say (for `luthier init` and messages)."""

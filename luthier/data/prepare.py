@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ import numpy as np
 from luthier.config.data import DataSpec
 from luthier.data.audit import audit, check_style, compare_groups
 from luthier.data.card import dataset_card
-from luthier.data.chunks import Chunk, Rules, Told, cut, work_chunk
+from luthier.data.checks import Checker
 from luthier.data.dedupe import digest_64, drop_duplicates, in_words
 from luthier.data.eval_guard import EvalText, read_eval_texts, remove_quoted
 from luthier.data.items import prompt_key, prompt_text
 from luthier.data.lengths import Codec, encode_all, fit_lengths, length_stats
+from luthier.data.load import Loader, cut
 from luthier.data.mix import mix_rows
 from luthier.data.quarantine import Quarantine
 from luthier.data.report import data_report
 from luthier.data.run_state import Run, refuse_too_many_faults, worst
 from luthier.data.sources import Source, check_disjoint, find_sources
-from luthier.data.spill import EncodedItems, Items, Mapped
+from luthier.data.spill import EncodedItems, Items, Mapped, packed
 from luthier.data.split import leaks_between, prompts_of
 from luthier.data.split_rows import NO_DEV, keep_frozen_out, limit_rows, split_rows
 from luthier.data.stored import row_lines, write_encoded
@@ -107,25 +108,29 @@ def sources_of(spec: DataSpec, base_dir: Path) -> dict[str, list[Source]]:
 def _read(run: Run) -> dict[str, Items]:
     """role -> its usable rows, cleaned and checked. In the order of the files."""
     sources = sources_of(run.spec, run.base_dir)
-    general = run.spec.model_copy(update=GENERAL)
-    specs = {role: general if role == "replay" else run.spec for role in sources}
-    rules = Rules(run.spec, specs, frozenset({"unlabelled"}), run.base_dir, run.takes_judged)
+    checker = Checker(run.spec.checks, run.base_dir, run.quarantine)
     parts: dict[str, list[Items]] = {role: [] for role in sources}
-    num_usable, told = Counter(), Told()
-    for worked in (work_chunk(rules, chunk) for chunk in _chunks(run, rules, sources)):
-        parts[worked.role].append(run.store.add(worked.items, worked.ids))
-        num_usable[worked.role] += worked.num_usable
-        for entry in worked.set_aside:
-            run.quarantine.take(entry)
-        run.cleaned.update(worked.cleaned)
-        run.findings.append(worked.findings.encode())
-        told.add(worked)
+    num_usable = Counter()
+    for role, some in sources.items():
+        loader = _loader(run, role)
+        for source in some:
+            opened = loader.open(source)
+            for records in cut(opened.counted()):
+                usable = list(loader.items(records, opened.mapping, is_document=opened.is_document))
+                num_usable[role] += len(usable)
+                kept = checker.run(usable)
+                ids = [int(item.row.id, 16) for item in kept]
+                parts[role].append(run.store.add([packed(item) for item in kept], ids))
+                run.findings.append(checker.taken_lines().encode())
+            run.summary.files.append(opened.report)
+            run.summary.warnings += opened.report.warnings
+        run.cleaned.update(loader.counts)
     for role, words in (("train", "training"), ("test", "test")):
         if sources[role] and not num_usable[role]:
             num = len(sources[role])
             raise DataError(f"no usable row in {num} {words} file(s): {worst(run.quarantine)}", hint=_MEND)
-    run.summary.checks["findings"] = told.findings()
-    run.summary.checks["languages"] = dict(told.languages.most_common())
+    run.summary.checks["findings"] = checker.counts()
+    run.summary.checks["languages"] = dict(checker.languages.most_common())
     checked = {role: Items.joined(run.store, some) for role, some in parts.items()}
     checked["train"] = compare_groups(checked["train"], run.spec.checks, run.quarantine, run.summary)
     for role in ("train", "test"):
@@ -134,16 +139,11 @@ def _read(run: Run) -> dict[str, Items]:
     return checked
 
 
-def _chunks(run: Run, rules: Rules, sources: dict[str, list[Source]]) -> Iterator[Chunk]:
-    """The records of all files, and their reports into the summary."""
-    for role, some in sources.items():
-        loader = rules.loader(role, run.quarantine)
-        for source in some:
-            opened = loader.open(source)
-            for records in cut(opened.counted()):
-                yield Chunk(role, opened.mapping, opened.is_document, records)
-            run.summary.files.append(opened.report)
-            run.summary.warnings += opened.report.warnings
+def _loader(run: Run, role: str) -> Loader:
+    """The loader for the files of a role."""
+    spec = run.spec.model_copy(update=GENERAL) if role == "replay" else run.spec
+    how = {"needs_answer": role != "unlabelled", "takes_judged": run.takes_judged, "is_replay": role == "replay"}
+    return Loader(spec, run.base_dir, run.quarantine, **how)
 
 
 GENERAL: dict[str, Any] = {
@@ -178,25 +178,37 @@ def _deduplicate(run: Run, items: Items) -> Items:
 
 def _remove_leaks(run: Run, train: Items, test: Items) -> Items:
     """Training rows that also stand in the test files go, never the test rows. Repeats until none is left."""
-    groups = {item.group: item.record.place for item in test if item.group}
+    train = _without_groups_of(run, train, test)
     while len(test):
         gone: dict[int, str] = {}
         for leak in leaks_between(prompts_of(train), prompts_of(test), run.spec.leak_threshold):
             place = test[leak.test].record.place
             gone.setdefault(leak.train, f"{leak.kind} as test row {place}, similarity {leak.similarity:.2f}")
-        for index, item in enumerate(train if groups else ()):
-            if item.group in groups:
-                gone.setdefault(index, f"same {run.spec.group_by} as test row {groups[item.group]}")
         if not gone:
             break
-        for index, detail in gone.items():
-            record = train[index].record
-            run.quarantine.add(record, detail, reason="leaks into the test set", is_fault=False)
-            run.summary.leaks.append({"train": record.place, "why": detail})
-        train = train.take(~np.isin(np.arange(len(train)), list(gone)))
+        train = _without_leaks(run, train, gone)
     if not len(train):
         raise DataError("every training row also stands in the test set", hint="give other files as data.test")
     return train
+
+
+def _without_groups_of(run: Run, train: Items, test: Items) -> Items:
+    """The training rows whose group no test row has."""
+    groups = {item.group: item.record.place for item in test if item.group} if run.spec.group_by else {}
+    if not groups:
+        return train
+    place_of = ((index, groups.get(item.group)) for index, item in enumerate(train))
+    gone = {index: f"same {run.spec.group_by} as test row {place}" for index, place in place_of if place}
+    return _without_leaks(run, train, gone)
+
+
+def _without_leaks(run: Run, train: Items, gone: dict[int, str]) -> Items:
+    """The rows but those of `gone` (index -> why), which go to the quarantine and into the report."""
+    rows = np.array(sorted(gone), dtype=np.int64)
+    for index, item in zip(rows.tolist(), train.take(rows), strict=True):
+        run.quarantine.add(item.record, gone[index], reason="leaks into the test set", is_fault=False)
+        run.summary.leaks.append({"train": item.record.place, "why": gone[index]})
+    return train.take(~np.isin(np.arange(len(train)), rows))
 
 
 def _remove_quoted(run: Run, train: Items, replay: Items, test: Items) -> tuple[Items, Items]:

@@ -1,8 +1,8 @@
 """From the config's paths, folders, globs and hub addresses to a list of files with their roles.
 
-A folder stands for its data files, at any depth; hidden files and the notes that data sets keep beside their rows are
-left out, and a link that leads out of the folder is refused. Names in messages are relative to the project file's
-folder where possible; a path is never handed to a shell.
+A folder stands for its data files, at any depth; hidden files, the notes that data sets keep beside their rows and what
+luthier itself wrote are left out, and a link that leads out of the folder is refused. Names in messages are relative to
+the project file's folder where possible; a path is never handed to a shell.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import glob
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from luthier.data.detect import ENDINGS, check_regular, promised
 from luthier.data.hub import EVERY_FILE, PREFIX, fetch
-from luthier.errors import DataError
+from luthier.errors import DataError, LuthierError
+from luthier.store.publish import read_manifest
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path, *, allow_
             paths = files_in(whole) if whole.is_dir() else [whole]
         else:
             paths = [Path(path) for path in sorted(glob.glob(str(whole), recursive=True)) if Path(path).is_file()]
+            paths = _not_ours(paths)
         if not paths:
             raise DataError(f"data.{role}: {pattern!r} matches no file under {base_dir}", hint="check the pattern")
         for path in paths:
@@ -72,9 +75,23 @@ def files_in(folder: Path) -> list[Path]:
                 f"{path}: a link that leads out of {folder}", hint="name the file itself, or remove the link"
             )
         files.append(path)
+    files = _not_ours(files)
     if not files:
         raise DataError(f"{folder}: holds no data file", hint=f"data files end in {', '.join(ENDINGS)}")
     return files
+
+
+def _not_ours(paths: list[Path]) -> list[Path]:
+    """Those that no stage of ours wrote: runs/ often lies beside the data, and its test rows must not be trained on."""
+
+    @cache
+    def is_output(folder: Path) -> bool:
+        try:
+            return bool(read_manifest(folder))
+        except (LuthierError, OSError):
+            return folder != folder.parent and is_output(folder.parent)
+
+    return [path for path in paths if not is_output(path.parent)]
 
 
 _OTHER_SPLIT = re.compile(

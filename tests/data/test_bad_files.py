@@ -17,8 +17,9 @@ import pytest
 from luthier.data.detect import detect
 from luthier.data.quarantine import Quarantine, retrieve
 from luthier.data.read import read_records
-from luthier.data.sources import files_in
+from luthier.data.sources import files_in, find_sources
 from luthier.errors import DataError
+from luthier.store.publish import publishing
 from tests.data.bad_input import FILES, GOOD, GZ, zstd
 
 PAIR = {"prompt": "p", "completion": "c"}
@@ -210,6 +211,19 @@ def test_folders_of_the_datasets_library(tmp_path):
     with pytest.raises(DataError, match="several splits") as caught:
         files_in(tmp_path)
     assert str(tmp_path / "train") in caught.value.hint
+
+
+def test_what_a_stage_wrote_is_no_data_unless_it_is_named(tmp_path):
+    """runs/ lies beside the data: no folder and no pattern brings test rows of an earlier preparation back."""
+    with publishing(tmp_path / "runs/prepare-1", kind="prepare") as folder:
+        write(folder, "test.jsonl", GOOD)
+    write(tmp_path, "a.jsonl", GOOD)
+    write(tmp_path, "manifest.json", b"{}")  # somebody else's
+    for pattern in (".", "**/*.jsonl"):
+        names = {one.name for one in find_sources((pattern,), "train", tmp_path)}
+        assert names - {"manifest.json"} == {"a.jsonl"}
+    named = "runs/prepare-1/test.jsonl"
+    assert [one.name for one in find_sources((named,), "test", tmp_path)] == [named]
 
 
 def test_content_wins_over_the_name(tmp_path):

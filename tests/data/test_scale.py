@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from luthier.config.data import DataSpec
-from luthier.data import chunks, spool, stored
+from luthier.data import load, spool, stored
 from luthier.data.prepare import prepare
 from luthier.data.quarantine import read_quarantine
 from luthier.data.spill import Joined, RowStore, packed, unpacked
@@ -75,7 +75,7 @@ def test_the_folder_does_not_depend_on_chunks_or_on_what_is_held(folder, monkeyp
     whole = outcome(folder, "whole", **settings)
     assert len(read_quarantine(folder / "whole" / "quarantine.jsonl")) > 50
     for number, (rows, held, tokens, batch) in enumerate([(1, 0, 60, 5), (37, 1000, 300, 64), (128, 1, 1, 4096)]):
-        monkeypatch.setattr(chunks, "CHUNK_ROWS", rows)
+        monkeypatch.setattr(load, "CHUNK_ROWS", rows)
         monkeypatch.setattr(stored, "TOKENS_AT_ONCE", tokens)
         monkeypatch.setattr(shingles, "CHARS_AT_ONCE", 7 * tokens)
         monkeypatch.setattr(shingles, "BATCH_TEXTS", batch)
