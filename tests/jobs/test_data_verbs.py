@@ -34,6 +34,9 @@ def project(tmp_path, tiny_base):
     return path
 
 
+TEXT = (".jsonl", ".json", ".html", ".md")
+
+
 def words(result) -> str:
     """What was printed, without the folds of lines."""
     return " ".join(result.output.split())
@@ -185,3 +188,21 @@ def test_conversions_say_what_to_do_and_leave_the_source_alone(luthier, tmp_path
         told = refused(luthier, "convert", *arguments)
         assert said in told and hint in told.partition(" | ")[2], told
         assert not out.exists() and source.read_bytes() == before
+
+
+def test_deidentification_leaves_nothing_in_the_folder_and_touches_nothing_when_off(project, luthier):
+    """On: no file of the folder holds a name, a date or a number, in turns or other columns. Off: all stay as given."""
+    private = ["Maria Alvarez", "03/14/2021", "555-201-7788", "MRN 4471902"]
+    note = "Patient {} was seen on {}, call {}, {}. The wound is clean."
+    rows = [{**row, "note": note.format(*private)} for row in pairs(60)]
+    rows[0]["prompt"] = note.format(*private)
+    write(project.parent / "rows.jsonl", rows)
+    texts = {}
+    for policy in ("redact", "off"):
+        out = ("--set", f"output_dir={policy}", "--set", f"data.checks.deidentify={policy}")
+        assert luthier("prepare", "-c", project, *out).exit_code == 0
+        (folder,) = project.parent.glob(f"{policy}/prepare-*")
+        texts[policy] = "".join(path.read_text() for path in folder.glob("*.*") if path.suffix in TEXT)
+    assert not [value for value in private for part in value.split() if part in texts["redact"] and part != "MRN"]
+    assert "[NAME_1]" in texts["redact"] and "The wound is clean." in texts["redact"]
+    assert all(value in texts["off"] for value in private) and "[NAME_1]" not in texts["off"]
