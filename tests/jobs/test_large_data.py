@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from luthier.data import chunks, spool, stored
+from luthier.data import load, spool, stored
 from luthier.store.publish import read_manifest
 from luthier.text import shingles
 from tests.jobs.toy import make_texts, write_project
@@ -24,7 +24,7 @@ def prepared(luthier, folder, tiny_base, *arguments):
 def test_the_stage_is_the_same_on_disk_and_in_memory(luthier, tmp_path, tiny_base, monkeypatch):
     whole = prepared(luthier, tmp_path / "memory" / "p", tiny_base)
     assert len(whole[1]) > 10
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 17)
+    monkeypatch.setattr(load, "CHUNK_ROWS", 17)
     monkeypatch.setattr(shingles, "BATCH_TEXTS", 32)
     monkeypatch.setattr(shingles, "HELD_SHINGLES", 0)
     monkeypatch.setattr(stored, "TOKENS_AT_ONCE", 90)
