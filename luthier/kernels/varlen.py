@@ -12,16 +12,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-try:
-    from torch.nn.attention import varlen
-except ImportError:  # before 2.10
-    varlen = None
 
 _LARGEST_HEAD, _HEAD_STEP = 256, 8  # what the kernel takes
 
@@ -29,7 +25,10 @@ _LARGEST_HEAD, _HEAD_STEP = 256, 8  # what the kernel takes
 @cache
 def torch_kernel() -> tuple[Callable[..., Tensor], bool] | None:
     """torch's function and whether it takes fewer key heads than query heads; None where this torch has none to use."""
-    attend: Callable[..., Any] | None = getattr(varlen, "varlen_attn", None)
+    try:  # here, since it brings in torch's compiler
+        attend: Callable[..., Any] | None = import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:
+        return None
     known = inspect.signature(attend).parameters if attend else {}
     return (attend, "enable_gqa" in known) if attend and {"scale", "window_size"} <= known.keys() else None
 

@@ -291,8 +291,8 @@ def test_refused_before_any_weight_is_loaded(project, luthier, monkeypatch, rows
 def test_a_teacher_with_another_tokenizer_is_refused(project, luthier, tmp_path):
     teacher = make_tiny_base(tmp_path / "teacher")
     spec = json.loads((teacher / "tokenizer.json").read_text())
-    spec["added_tokens"][-1]["content"] = "<|other|>"
-    del spec["model"]["vocab"]["<|im_end|>"]
+    vocab = spec["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (teacher / "tokenizer.json").write_text(json.dumps(spec))
     result = luthier("train", "-c", project(conversations(60), f'{{kind: distill, teacher: "{teacher}"}}'))
     assert result.exit_code != 0 and "another tokenizer than the base" in str(result.exception)
