@@ -39,6 +39,7 @@ def test_the_whole_suite_on_a_cpu(tmp_path):
     assert record["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_without_a_gpu_each_stage_says_so_and_the_exit_code_does(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

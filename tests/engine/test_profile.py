@@ -42,7 +42,7 @@ def test_its_files(tmp_path):
     assert all(name in page for name in (*CLASSES, OUTSIDE, "of the roof", "optimizer state", "peak"))
 
 
-@pytest.mark.parametrize(("max_steps", "profiled"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("max_steps", "profiled"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 1)])
 def test_a_run_shorter_than_asked_for(tmp_path, max_steps, profiled):
     """What there is is written; one step only warms up."""
     profiler = StepProfiler(5, tmp_path / "p", WORK)

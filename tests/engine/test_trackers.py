@@ -115,6 +115,7 @@ def test_a_resumed_run_is_one_run_in_mlflow(tmp_path, monkeypatch):
     assert steps == list(range(1, result.steps + 1))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_one_run_in_wandb(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     result = cut_and_go_on(tmp_path / "r", "wandb")

@@ -28,6 +28,7 @@ def test_the_generator_writes_the_committed_files(tmp_path):
     assert sum((tmp_path / name).stat().st_size for name in FILES) < 1_100_000
 
 
+@pytest.mark.slow
 def test_questions_are_no_variations_of_one_another():
     """Share with another at Jaccard >= 0.5 over word 3-grams, names and numbers masked."""
     questions = [row["question"] for name in FILES for row in rows_of(FOLDER / "raw", name)]
@@ -54,7 +55,7 @@ def prepared(luthier, base, out, file):
     return told, folder
 
 
-@pytest.mark.parametrize("file", ["sft.yaml", "dpo.yaml"])
+@pytest.mark.parametrize("file", [pytest.param("sft.yaml", marks=pytest.mark.slow), "dpo.yaml"])
 def test_the_rows_prepare_and_test_references_are_what_the_pattern_asks(tmp_path, tiny_base, luthier, file):
     _, folder = prepared(luthier, tiny_base, tmp_path, file)
     pattern = re.compile(load_project(FOLDER / file).spec.evaluate.graders.regex.pattern)
