@@ -49,7 +49,7 @@ def _final(spec, run_dir, **changes):
     return result, weights_of(model), tensors
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", ["mid-epoch", "epoch-end", "first", "last-but-one"])
 def test_resume_is_bitwise(tmp_path, accumulation, where):
     """Dropout 0.2, moments, best and early-stop state, all generators: equal to a run that was never stopped."""

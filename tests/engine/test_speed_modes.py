@@ -64,7 +64,8 @@ def curve(smollm2, tmp_path_factory):
     return lambda dtype: (of(dtype), reference)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_faster_dtype_learns_the_same(curve, dtype):
     """Every step's loss and the final dev loss within the dtype's bounds, on a curve that falls by a fifth."""
     step_bound, dev_bound = BOUNDS[dtype]

@@ -47,6 +47,7 @@ assert warm == {name: len(loop.signatures) for name, loop in loops.items()}, "th
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jit.numba is None, reason="numba has no wheel for this platform")
 def test_the_first_step_fetches_nothing_more(tmp_path):
     done = subprocess.run([sys.executable, "-c", FIRST_STEP, str(tmp_path)], capture_output=True, text=True)
