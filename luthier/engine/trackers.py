@@ -83,8 +83,10 @@ class Trackers:
 
 def _make(name: str, run_dir: Path, run_id: str | None) -> GeneralTracker:
     """The tracker, not yet started. run_id: under which it knows this run, None for a new one."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # costs start-up time, and few runs track anything
+    from accelerate import PartialState  # both cost start-up time, and few runs track anything
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # W&B's tracker writes to accelerate's log, which asks for it; the others make it on their way
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise ConfigError(f"train.trackers: {name!r} is not a tracker", hint=f"known are {known}")

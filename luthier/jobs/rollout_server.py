@@ -18,7 +18,7 @@ from luthier.jobs import console
 from luthier.jobs.objective import AdaptersOff
 from luthier.jobs.session import Session
 from luthier.losses.head import policy_logps
-from luthier.rollouts.api import Api, Lost, ServerRefused, served_model
+from luthier.rollouts.api import HANDED_OVER, Api, Lost, ServerRefused, served_model
 from luthier.rollouts.round import Answer
 from luthier.rollouts.rows import AnswerRows
 from luthier.rollouts.server import ServerSource, Weights, Words
@@ -73,7 +73,7 @@ class _HandedOver:
         """Hands the adapter over, unless the server has it. Raises TrainError when the server does not take it."""
         fresh = self.folder / "fresh"
         self._save(fresh)
-        name = f"luthier-{digest_file(fresh / WEIGHTS_FILE)[:12]}"
+        name = f"{HANDED_OVER}{digest_file(fresh / WEIGHTS_FILE)[:12]}"
         if name == self.name:
             return name
         for old in filter(None, (self.name, name)):  # a run that goes on may find its own adapter there

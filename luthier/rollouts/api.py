@@ -23,6 +23,9 @@ _LONGEST_BYTES = 64 << 20
 _PASSES = (408, 425, 429)
 """Statuses below 500 that another moment may mend."""
 
+HANDED_OVER = "luthier-"
+"""How the names begin under which a server is handed adapters."""
+
 
 class Lost(Exception):
     """One answer did not come; str() says why, without figures that differ from answer to answer."""
@@ -118,8 +121,9 @@ def served_model(api: Api) -> str:
             f"rollouts.server: {spec.url}/models lists no models",
             hint="give the address of an OpenAI-compatible API, such as http://127.0.0.1:8000/v1",
         ) from None
+    bases = [name for name in names if not name.startswith(HANDED_OVER)]  # not what a killed run has left there
     shown = redact(", ".join(names[:8])) or "none"
-    if spec.model is None and len(names) != 1:
+    if spec.model is None and len(bases) != 1:
         raise ConfigError(
             f"rollouts.server: {spec.url} serves {len(names)} models: {shown}",
             hint="name the base among them in rollouts.server.model",
@@ -129,4 +133,4 @@ def served_model(api: Api) -> str:
             f"rollouts.server.model: {spec.url} does not serve {spec.model!r}; it serves {shown}",
             hint="name one of them, or start the server with this base",
         )
-    return spec.model or names[0]
+    return spec.model or bases[0]

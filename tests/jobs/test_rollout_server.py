@@ -325,7 +325,7 @@ def test_refused_before_any_weight_is_loaded(project, luthier, monkeypatch, chan
 @pytest.mark.parametrize("weights", ["base", "adapter"])
 def test_a_run_that_was_killed_ends_bit_for_bit_as_if_it_were_not(project, luthier, base, weights):
     """By SIGKILL between two steps of the third round; the server lives on, and draws by the seed it is asked with."""
-    rollouts = SMALL.replace("prompts: 4", "prompts: 4, inner_epochs: 2")
+    rollouts = SMALL.replace("prompts: 4", "prompts: 4, inner_epochs: 2", 1)
     more = f", weights: {weights}, max_kl: 50"
     with serving(base) as own:
         path = project("{kind: grpo}", more, rollouts, ", max_steps: 10, save_steps: 5", url=own.url)
