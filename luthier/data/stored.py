@@ -119,6 +119,11 @@ def read_rows(folder: Path, split: str) -> list[Row]:
     return rows
 
 
+def read_task_rows(folder: Path) -> list[Row]:
+    """The training rows without what is replayed: shots, baselines and comparisons are of the task."""
+    return [row for row in read_rows(folder, "train") if not row.is_replay]
+
+
 def check_prepared(folder: Path) -> None:
     """Raises DataError, with those that are near, where `folder` is none that `luthier prepare` has made."""
     if (folder / "train.jsonl").is_file():

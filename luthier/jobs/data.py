@@ -11,7 +11,7 @@ from luthier.data.compare import compare as compare_rows
 from luthier.data.diff import diff as diff_folders
 from luthier.data.eval_guard import check_name
 from luthier.data.eval_guard import freeze as freeze_rows
-from luthier.data.stored import read_rows
+from luthier.data.stored import read_rows, read_task_rows
 from luthier.jobs import console
 from luthier.jobs.local import open_base
 from luthier.jobs.prepare import prepare_stage
@@ -25,8 +25,7 @@ def compare(project: Project, traffic: Path, *, policy: str, output: Path | None
     """Holds the prepared rows against a sample of traffic. 1 when the policy is refuse and a feature is far, else 0."""
     rows, num_bad = read_traffic(traffic, project.spec.data)
     folder = prepare_stage(project, open_base(project)).folder
-    train = [row for row in read_rows(folder, "train") if not row.is_replay]
-    found = compare_rows(train, [*read_rows(folder, "dev"), *read_rows(folder, "test")], rows)
+    found = compare_rows(read_task_rows(folder), [*read_rows(folder, "dev"), *read_rows(folder, "test")], rows)
     console.headline("compare", f"{console.shown(traffic)}: {len(rows):,} rows read, {num_bad:,} not usable")
     console.table("", ("compared by", "train", "eval", "verdict"), [_line(f) for f in found.features])
     for name, (median, p90) in found.lengths.items():

@@ -12,7 +12,7 @@ from typing import Any
 from luthier.bases.folder import base_digest, file_digests
 from luthier.bases.resolve import default_cache_dir
 from luthier.config.load import Project
-from luthier.data.stored import read_rows
+from luthier.data.stored import read_rows, read_task_rows
 from luthier.errors import ConfigError, EvaluateError
 from luthier.evaluate.cases import cases_from_rows
 from luthier.evaluate.run import CaseSets, Context, Subject, refuse_references
@@ -168,8 +168,8 @@ def _judge(project: Project, opened: OpenBase, prepared: Stage, tune: Tune, fold
     size = spec.evaluate.batch_size
     base = load_sampler(opened.base.folder, opened.codec, opened.base.name, batch_size=size)
     tuned = load_sampler(tune.model or opened.base.folder, opened.codec, "tuned", batch_size=size, adapter=tune.adapter)
-    rows = {name: read_rows(prepared.folder, name) for name in ("test", "dev", "train", "unlabelled")}
-    rows["train"] = [row for row in rows["train"] if not row.is_replay]  # no shot, no baseline of the task
+    rows = {name: read_rows(prepared.folder, name) for name in ("test", "dev", "unlabelled")}
+    rows["train"] = read_task_rows(prepared.folder)
     cases = {n: cases_from_rows(part, schema, labelled=n != "unlabelled") for n, part in rows.items()}
     context = Context(
         run_id=prepared.folder.name,

@@ -99,7 +99,7 @@ def open_shapes(project: Project) -> tuple[Shapes, Tokenizer | None]:
 def _notes(project: Project, shapes: Shapes, target: MachineProfile) -> list[str]:
     notes = [
         "the memory is that of training's heaviest micro-batch; over many steps of ever new lengths a process on a CPU "
-        "keeps more (the demo: 1.4 times), and luthier run builds and evaluates after it"
+        "keeps more, and luthier run builds and evaluates after it"
     ]
     if target.device == "cpu" and not target.probed:
         notes.append(

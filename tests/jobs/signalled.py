@@ -5,7 +5,20 @@ python -m tests.jobs.signalled FILE:FUNCTION:N[:SIGNAL] VERB ...   or   import:M
 
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def kill_at(place: str, *arguments: object) -> None:
+    """Runs a verb in a process of its own until SIGKILL ends it at FILE:FUNCTION:N."""
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.jobs.signalled", f"{place}:SIGKILL", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def strike(name: str = "SIGTERM") -> None:

@@ -5,11 +5,6 @@ SIGKILL, the share of given answers, what is refused.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +17,10 @@ from luthier.jobs import session
 from luthier.jobs.local import sampler_of
 from luthier.models.load import load_model
 from luthier.rollouts.round import read_round
+from tests.jobs.signalled import kill_at
 from tests.jobs.test_online import ROUND, said, trained, writer
 from tests.tiny import make_tiny_base, make_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN = ROUND.replace("rewards: {regex: 1.0}, ", "").replace("answers: 8", "answers: 4")
 ONE = OWN.replace("answers: 4", "answers: 1")
 
@@ -126,11 +121,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_as_if_it_were_not(project, luthi
     rollouts = ONE.replace("prompts: 8", "prompts: 8, inner_epochs: 2, inner_batches: 2")
     path = project(", on_policy: 0.7", rollouts, ", max_steps: 11, save_steps: 3, logging_steps: 2")
     assert luthier("train", "-c", path, "--set", "output_dir=whole").exit_code == 0
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.signalled", f"{place}:SIGKILL", "train", "-c", str(path)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill_at(place, "train", "-c", path)
     (work,) = path.parent.glob("runs/train-*.work")
     assert list((work / "rollouts").iterdir()), "it was cut in its middle"
     assert luthier("train", "-c", path).exit_code == 0

@@ -5,11 +5,7 @@ model, what is refused.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +20,12 @@ from luthier.data.stored import read_encoded
 from luthier.jobs import session
 from luthier.models.load import load_model
 from luthier.rollouts.round import read_round
+from tests.jobs.signalled import kill_at
 from tests.jobs.test_objectives import pairs
 from tests.jobs.test_online import ROUND, said, trained, writer
 from tests.rollouts.test_advantages import defined
 from tests.tiny import make_tiny_base, make_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 BY_MODEL = ROUND.replace("{regex: 1.0}", '{{regex: 0.5}}, reward_model: "{}", reward_model_weight: 2')
 
 
@@ -88,11 +84,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_as_if_it_were_not(project, luthi
     rollouts = ROUND.replace("prompts: 8", "prompts: 8, inner_epochs: 2, inner_batches: 2")
     path = project("{kind: ppo}", rollouts, ", max_steps: 11, save_steps: 3, logging_steps: 2")
     assert luthier("train", "-c", path, "--set", "output_dir=whole").exit_code == 0
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.signalled", f"{place}:SIGKILL", "train", "-c", str(path)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill_at(place, "train", "-c", path)
     (work,) = path.parent.glob("runs/train-*.work")
     assert len(list((work / "rollouts").iterdir())) == 2, "it was cut in its middle"
     assert luthier("train", "-c", path).exit_code == 0

@@ -6,11 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,11 +27,11 @@ from luthier.rollouts.rows import AnswerRows
 from luthier.rollouts.server import ServerSource, Weights, Words
 from luthier.types import EncodedRow
 from tests.jobs.serving import serving, slow
+from tests.jobs.signalled import kill_at
 from tests.jobs.test_on_policy import rounds_of
 from tests.jobs.test_online import ROUND, said, trained, writer
 from tests.tiny import make_tiny_base
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SMALL = (
     ROUND.replace("answers: 8", "answers: 4")
@@ -330,13 +325,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_as_if_it_were_not(project, luthi
     with serving(base) as own:
         path = project("{kind: grpo}", more, rollouts, ", max_steps: 10, save_steps: 5", url=own.url)
         assert luthier("train", "-c", path, "--set", "output_dir=whole").exit_code == 0
-        place = "engine/checkpoint.py:save:1:SIGKILL"
-        killed = subprocess.run(
-            [sys.executable, "-m", "tests.jobs.signalled", place, "train", "-c", str(path)],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-            check=False,
-        )  # fmt: skip
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        kill_at("engine/checkpoint.py:save:1", "train", "-c", path)
         assert luthier("train", "-c", path).exit_code == 0
     whole, folder = trained(path, "whole")[0], trained(path)[0]
     for name in ("adapter/adapter_model.safetensors", *(f"rollouts/{p.name}" for p in (whole / "rollouts").iterdir())):
