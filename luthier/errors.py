@@ -15,6 +15,9 @@ MACHINE_ERRORS = {
     errno.EPERM: _PERMISSIONS,
     errno.EROFS: _PERMISSIONS,
     errno.ENOTDIR: _PERMISSIONS,
+    errno.EEXIST: "a file stands where a folder is needed; output_dir and LUTHIER_CACHE may name other folders",
+    errno.ELOOP: _PERMISSIONS,
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run the same command again: finished stages stand",
@@ -33,9 +36,13 @@ def machine_refusal(error: BaseException) -> tuple[str, str] | None:
         number = int(found[1])
     elif isinstance(error, OSError) and _SHORT_WRITE.match(str(error)):
         number = errno.ENOSPC
+    name = getattr(error, "filename", None) or "writing"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib, up to Python 3.12
+        number, name = errno.ELOOP, str(error)
+    if number == errno.ENOENT and str(name).startswith("/proc/"):  # what it says to every new file
+        number = errno.EACCES
     if number not in MACHINE_ERRORS:
         return None
-    name = getattr(error, "filename", None) or "writing"
     return f"{name}: {os.strerror(number)}", MACHINE_ERRORS[number]
 
 

@@ -64,6 +64,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, expected the name of a file", hint="add a file name to it")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is a device or a pipe, expected a file", hint="give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:

@@ -293,3 +293,23 @@ def test_the_split_is_verified_frozen_compared_and_told_apart(project, luthier, 
         file.write(lines[0] + "\n")
     broken = luthier("verify-split", first)
     assert broken.exit_code == 1 and "does NOT hold" in broken.output and "same row" in broken.output
+
+
+NO_PLACE = {
+    "a file as a folder": ("rows.jsonl/out.jsonl", 74, "rows.jsonl: File exists", "other folders"),
+    "a loop": ("loop/out.jsonl", 74, "loop: ", "other folders"),
+    "too long": ("x" * 300 + ".jsonl", 74, "File name too long", "shorter name"),
+    "no disk": ("/proc/out.jsonl", 74, "Permission denied", "check the path"),
+    "a pipe": ("pipe.jsonl", 2, "is a device or a pipe", "name of a file"),
+}
+
+
+@pytest.mark.parametrize(("target", "code", "said", "hint"), NO_PLACE.values(), ids=NO_PLACE)
+def test_a_place_that_holds_no_file_is_named_and_kept(tmp_path, target, code, said, hint):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    command = [sys.executable, "-m", "luthier", "convert", "rows.jsonl", target, "--to", "messages", "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == code and said in done.stderr and hint in done.stderr, done.stderr
+    assert (tmp_path / "pipe.jsonl").is_fifo() and (tmp_path / "loop").is_symlink()
