@@ -223,6 +223,14 @@ def _rows_are_there_before_the_run(spec: ProjectSpec) -> list[Problem]:
     return problems
 
 
+def _replayed_rows_are_of_the_objective(spec: ProjectSpec) -> list[Problem]:
+    if not spec.data.mix.replay.files or spec.loss.sequences in ("turns", "documents"):
+        return []
+    words = f"general conversations and documents are nothing that loss.kind {spec.loss.kind} learns from"
+    hint = "drop it; a lower train.learning_rate or a longer train.warmup_ratio also saves what the base knows"
+    return [("data.mix.replay.files", words, hint)]
+
+
 def find_problems(spec: ProjectSpec) -> list[Problem]:
     """All problems of a resolved project file that no single section can see."""
     checks = (
@@ -241,6 +249,7 @@ def find_problems(spec: ProjectSpec) -> list[Problem]:
         _server_can_be_believed,
         _rewards_need_nothing_more,
         _rows_are_there_before_the_run,
+        _replayed_rows_are_of_the_objective,
         adapter_problems,
     )
     return [problem for check in checks for problem in check(spec)]

@@ -136,6 +136,8 @@ def test_lr_probe_proposes_a_diff_and_leaves_no_stage(toy_base, tmp_path, luthie
         (("train.curriculum=hardest",), "'none' or 'length'", ""),
         ((*ONLINE, "train.curriculum=length"), "have no length yet", "drop it"),
         ((*ONLINE, "train.gap_rows=8"), "not trained on given answers", "drop it"),
+        ((*ONLINE, "data.mix.replay.files=[rows.csv]"), "nothing that loss.kind", "drop it"),
+        (("loss.kind=dpo", "data.mix.replay.files=[rows.csv]"), "nothing that loss.kind dpo", "drop it"),
         (("train.lr_scheduler=wsd", "train.warmup_ratio=0.95"), "more than the whole", ""),
     ],
 )
