@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,9 +48,10 @@ def load_model(
     try:
         spec = spec_from_config(config)
     except NotOurs as reason:
-        return load_other(folder, config, torch_dtype, reason=str(reason)).to(device)
+        other = load_other(folder, config, torch_dtype, reason=str(reason)).to(device)
+        return _refuse_holes(folder, other)
     tensors = {name: x for name, x in _read(files).items() if not _RECOMPUTED.search(name)}
-    return _assemble(folder, spec, config, tensors, torch_dtype, device).eval()
+    return _refuse_holes(folder, _assemble(folder, spec, config, tensors, torch_dtype, device).eval())
 
 
 def read_weight(folder: Path, name: str) -> torch.Tensor:
@@ -119,6 +120,21 @@ def _assemble(
                 placed = parameter.detach().to(device=device, dtype=dtype, copy=True)
                 setattr(module, name, nn.Parameter(placed, parameter.requires_grad))
     model.tie()
+    return model
+
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def _refuse_holes(folder: Path, model: _Model) -> _Model:
+    """One such number spoils every loss, and rows would be blamed. The sum comes first: it is as fast as the memory."""
+    for name, weight in model.named_parameters():
+        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+            count = int((~weight.isfinite()).sum())
+            message = f"{folder}: {name} holds {count} of {weight.numel()} numbers that are not finite"
+            raise BaseModelError(
+                message, hint="the weights were saved broken, or are too large for the dtype: copy the model again"
+            )
     return model
 
 

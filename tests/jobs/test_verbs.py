@@ -310,6 +310,8 @@ def test_a_place_that_holds_no_file_is_named_and_kept(tmp_path, target, code, sa
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe.jsonl")
     command = [sys.executable, "-m", "luthier", "convert", "rows.jsonl", target, "--to", "messages", "--force"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == code and said in done.stderr and hint in done.stderr, done.stderr
     assert (tmp_path / "pipe.jsonl").is_fifo() and (tmp_path / "loop").is_symlink()

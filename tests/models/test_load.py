@@ -91,6 +91,8 @@ def test_two_different_heads_stay_apart_as_in_transformers(folder):
         (lambda t: t.update(surplus=torch.zeros(1)), "1 unexpected tensor"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), "shape"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(48, dtype=torch.int8)}), "int8"),
+        (lambda t: t["model.norm.weight"].view(-1)[3:5].fill_(float("nan")), "model.norm.weight holds 2 of 48 numbers"),
+        (lambda t: t["model.embed_tokens.weight"][7, 0].fill_(-float("inf")), "embed_tokens.weight holds 1 of"),
     ],
 )
 def test_misfitting_weights_are_refused(folder, change, message):
