@@ -384,11 +384,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         app(standalone_mode=True)
-    except LuthierError as error:
-        _end(error)
     except Exception as error:
-        if _stopped:  # raised inside a library, which made another error of it
+        if _stopped and not isinstance(error, Interrupted):  # raised amid other work, which made another error of it
             _end(_stopped[0])
+        if isinstance(error, LuthierError):
+            _end(error)
         if refused := machine_refusal(error):
             _say("error", refused[0])
             _say("hint", refused[1])

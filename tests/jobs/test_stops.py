@@ -115,20 +115,24 @@ def test_sigterm_in_any_phase_is_told_in_a_line_and_costs_nothing(undisturbed, t
 WRAPPED = """
 import os, signal, sys
 from luthier import cli
+from luthier.errors import BaseModelError
 @cli.app.command()
 def wrapped():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except Exception as error:
-        raise ModuleNotFoundError("could not import that") from error
+        raise OTHER("could not import that") from error
 sys.argv = ["luthier", "wrapped"]
 cli.main()
 """
 
 
-def test_a_signal_that_a_library_makes_another_error_of_is_still_a_stop():
-    """As transformers does when one of its lazy imports is cut short."""
-    done = subprocess.run([sys.executable, "-c", WRAPPED], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("other", ["ModuleNotFoundError", "BaseModelError"])
+def test_a_signal_that_others_make_another_error_of_is_still_a_stop(other):
+    """As transformers does when one of its lazy imports is cut short, and a reader that calls its file unusable."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRAPPED.replace("OTHER", other)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 75 and "error: stopped" in done.stderr and "internal" not in done.stderr
 
 
