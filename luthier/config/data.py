@@ -134,4 +134,8 @@ class DataSpec(Spec):
             raise ValueError("a prompt template needs completion or json_fields beside it")
         if self.fields and self.format in ("auto", "columns"):
             raise ValueError("fields rename the parts of a format: name it (format: messages, alpaca, ...)")
+        if self.mix.upsample == "stratum" and self.stratify_by is None:
+            raise ValueError(
+                "mix.upsample stratum lifts the rare values of stratify_by, which is not set: name its column"
+            )
         return self

@@ -49,7 +49,7 @@ def find_sources(patterns: tuple[str, ...], role: str, base_dir: Path, *, allow_
             paths = [Path(path) for path in sorted(glob.glob(str(whole), recursive=True)) if Path(path).is_file()]
             paths = _not_ours(paths)
         if not paths:
-            raise DataError(f"data.{role}: {pattern!r} matches no file under {base_dir}", hint="check the pattern")
+            raise DataError(f"{_key(role)}: {pattern!r} matches no file under {base_dir}", hint="check the pattern")
         for path in paths:
             check_regular(path)
             found.setdefault(path.resolve(), Source(path, _name(path, base_dir, given.is_absolute()), role))
@@ -110,7 +110,7 @@ def _hub_files(address: str, role: str, *, allow_hub: bool) -> list[tuple[Path, 
     if pattern == EVERY_FILE:
         paths = [path for path in paths if not _OTHER_SPLIT.search(path.relative_to(folder).as_posix())] or paths
     if not paths:
-        raise DataError(f"data.{role}: {address} has no such data file", hint="look at its files on the hub's page")
+        raise DataError(f"{_key(role)}: {address} has no such data file", hint="look at its files on the hub's page")
     head = address.partition("/")[0] + "/" + address.split("/")[1]
     return [(path, f"{head}/{path.relative_to(folder).as_posix()}") for path in paths]
 
@@ -122,9 +122,13 @@ def check_disjoint(*groups: list[Source]) -> None:
         other = seen.setdefault(source.path.resolve(), source)
         if other.role != source.role:
             raise DataError(
-                f"{source.name}: named in data.{other.role} and in data.{source.role}",
+                f"{source.name}: named in {_key(other.role)} and in {_key(source.role)}",
                 hint="give each file one role; without data.test a test split is made from the training files",
             )
+
+
+def _key(role: str) -> str:
+    return "data.mix.replay.files" if role == "replay" else f"data.{role}"
 
 
 def _without_detours(path: Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
+from luthier.config.data import DataSpec
 from luthier.config.data_checks import ChecksSpec
 from luthier.config.data_mix import MixSpec
 from luthier.data.balance import diversity, label_balance, volume_advice
@@ -129,5 +130,7 @@ def test_upsampling_lifts_rare_classes_by_the_power_and_no_further_than_the_cap(
     copies = copies_of(items, MixSpec(upsample="answer"))
     assert set(copies[:400]) == {1} and set(copies[400:]) == {4}  # (400 / 25) ** 0.5
     assert set(copies_of(items, MixSpec(upsample="answer", upsample_power=1, upsample_most=3))[400:]) == {3}
+    with pytest.raises(ValueError, match="name its column"):
+        DataSpec.model_validate({"train": ["a.jsonl"], "mix": {"upsample": "stratum"}})
     assert set(copies_of(items, MixSpec(upsample="stratum", upsample_power=0.25))[400:]) == {2}
     assert set(copies_of(items, MixSpec())) == {1}

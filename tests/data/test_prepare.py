@@ -185,6 +185,8 @@ def test_test_files_stay_and_leaks_leave_training(tmp_path):
     assert leaks_between(prompts["train"] + prompts["dev"], prompts["test"], 0.7) == []
     with pytest.raises(DataError, match=r"named in data\.train and in data\.test"):
         run(tmp_path, train=("train.jsonl", "test.jsonl"), test=("test.jsonl",))
+    with pytest.raises(DataError, match=r"named in data\.train and in data\.mix\.replay\.files"):
+        run(tmp_path, train=("train.jsonl",), mix={"replay": {"files": ["train.jsonl"]}})
     (tmp_path / "all.jsonl").write_text(pairs(tests))
     with pytest.raises(DataError, match="every training row also stands in the test set"):
         run(tmp_path, train=("all.jsonl",), test=("test.jsonl",))
