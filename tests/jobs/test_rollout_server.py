@@ -77,8 +77,16 @@ def files_of(folder) -> str:
     )
 
 
+def a_little_off(number, reply):
+    told = reply["choices"][0]["logprobs"]
+    told["token_logprobs"] = [logp - 0.05 for logp in told["token_logprobs"]]
+    return reply
+
+
 def test_answers_of_the_base_are_weighed_by_the_trainers_own_log_probabilities(project, luthier, server, base):
-    """The first rounds of four: tokens as the server drew them; the old policy is the base, computed here."""
+    """The first rounds of four: tokens as the server drew them; the old policy is the base, computed here, and what the
+    server tells of it is a little off."""
+    server.spoil = a_little_off
     path = project(more=", max_kl: 50", train=", max_steps: 4")
     result = luthier("train", "-c", path)
     assert result.exit_code == 0, said(result)
@@ -91,10 +99,11 @@ def test_answers_of_the_base_are_weighed_by_the_trainers_own_log_probabilities(p
     assert len(drawn) == 4 * 16, "a request an answer, each with its own seed"
     for answers, record in zip(rounds_of(folder), log["rollout"], strict=True):
         assert len(answers) == record["answers"] == 16 and not record["server_lost"] and not record["server_unchecked"]
-        assert record["server_gap"] < 1e-4
+        assert record["server_gap"] == pytest.approx(0.05, abs=1e-3)
         for one in answers:
             (own,) = sampler.score_ids([([*prompts[one.row], *one.ids], len(prompts[one.row]))])
-            assert one.logps == pytest.approx(own, abs=1e-4) and one.server_logps == pytest.approx(own, abs=1e-4)
+            assert one.logps == pytest.approx(own, abs=1e-4)
+            assert one.server_logps == pytest.approx([logp - 0.05 for logp in own], abs=1e-4)
             assert one.ref_logps == pytest.approx(own, abs=1e-4), "the served base is the reference, at every round"
     policy = [record["policy_kl"] for record in log["train"]]
     assert policy[0] < 1e-9 < 1e-3 < policy[-1], "what the answers were drawn from stays behind"
