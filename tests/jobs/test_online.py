@@ -280,7 +280,8 @@ def test_the_rows_of_a_prompt_stay_together_and_share_it(project, luthier, monke
         return batch
 
     monkeypatch.setattr(collect.Rollouts, "lay_out", lay_out)
-    assert luthier("train", "-c", project(train=", max_steps: 1")).exit_code == 0
+    tight = ("--set", "train.micro_batch_tokens=190")  # a group, and room for a part of another
+    assert luthier("train", "-c", project(train=", max_steps: 1"), *tight).exit_code == 0
     steps = [(batch, names) for batch, names in seen if not any("rehearsed" in name for name in names)]
     homes = [(name.rsplit("/", 1)[0], place) for place, (_, names) in enumerate(steps) for name in names]
     assert len({row for row, _ in homes}) == 8 == len(set(homes))
