@@ -3,14 +3,16 @@ and vLLM read what is written here, and folders that PEFT wrote are read back. A
 never a warning: loaders that shrug it off serve the base and nobody notices (peft#2115, verl#7061).
 
 Every low-rank method but VeRA is written as a LoRA with a rank and alpha for each module: what a PiSSA or an AdaLoRA
-ends with is one. `luthier.json` beside it says what PEFT's config cannot: that the base was rounded to 4 bits. A method
-that PEFT does not have (full, layers, head) has luthier.json alone, and the trained tensors under their own names.
+ends with is one. `luthier.json` beside it says what PEFT's config cannot: that the base was rounded to 4 bits, or the
+keys of config.json that were other ones (a longer context). A method that PEFT does not have (full, layers, head) has
+luthier.json alone, and the trained tensors under their own names.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,11 @@ OWN_FILE = "luthier.json"
 PREFIX = "base_model.model."
 
 
-def save_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
-    """Writes what was trained into `folder` (created when missing). `base_name` goes into the config for people.
+def save_adapter(
+    adapted: AdaptedModel, folder: Path, base_name: str, *, base_config: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what was trained into `folder` (created when missing). `base_name` goes into the config for people;
+    base_config: keys of config.json in which the base that was trained on differs from the one of that name.
 
     Raises ArtifactError for a model on which nothing is trained.
     """
@@ -55,10 +60,30 @@ def save_adapter(adapted: AdaptedModel, folder: Path, base_name: str) -> None:
         own["base"] = base_name
     if is_nf4(adapted.model):
         own["base_weights"] = "nf4"
+    if base_config:
+        own["base_config"] = dict(base_config)
     if own:
         own = {"method": spec.method, **own}
         (folder / OWN_FILE).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def peft_reads(folder: Path) -> bool:
+    """Whether PEFT loads this folder onto a plain base: it has the method, and the base is not rounded under it."""
+    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    return (folder / CONFIG_FILE).is_file() and "base_weights" not in own
+
+
+def check_base(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ArtifactError for a base whose config.json is another one than the adapter of `folder` was trained on."""
+    own = read_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
+    for key, value in own.get("base_config", {}).items():
+        if config.get(key) != value:
+            raise ArtifactError(
+                f"{folder}: trained on a base with {key}: {json.dumps(value)}, and this one has "
+                f"{json.dumps(config.get(key))}",
+                hint=f"set section model as it was for this adapter ({OWN_FILE} in its folder tells base_config)",
+            )
 
 
 def is_nf4(model: nn.Module) -> bool:

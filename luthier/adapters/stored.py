@@ -21,7 +21,16 @@ from luthier.adapters.dora import TINY, DoraLinear
 from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.ia3 import StoredScale, load_scales, read_scales
 from luthier.adapters.lora import LoraLinear, LowRankModel, put_low_rank
-from luthier.adapters.peft_files import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, check_keys, read_json, read_tensors
+from luthier.adapters.peft_files import (
+    CONFIG_FILE,
+    OWN_FILE,
+    PREFIX,
+    WEIGHTS_FILE,
+    check_base,
+    check_keys,
+    read_json,
+    read_tensors,
+)
 from luthier.adapters.soft_prompts import PEFT_TYPES, load_prompt, read_prompt
 from luthier.adapters.vera import shared_matrices
 from luthier.adapters.weights import train_parts
@@ -307,6 +316,7 @@ def load_adapter(model: nn.Module, folder: Path) -> AdaptedModel:
 
     Raises ArtifactError as `read_adapter` does, and when names or shapes do not fit the model exactly.
     """
+    check_base(Path(folder), getattr(model, "config", {}))
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     stored = read_adapter(folder, {name: (one.in_features, one.out_features) for name, one in linears.items()})
     if stored.nf4:

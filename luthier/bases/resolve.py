@@ -25,18 +25,26 @@ from luthier.store.publish import MANIFEST, publishing, read_manifest, sweep
 _CONVERTER_VERSION = 1  # part of the cache folder's name: raise it when convert_gguf writes something else
 MERGED = "merged"
 """The model in the folder of a build."""
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*"]
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*")
+"""What of a model's folder or repository is taken along."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this disk. digest: sha256 over its files; licence: as its README tells, or ''."""
+    """A base model on this disk. digest: sha256 over its files; licence: as its README tells, or ''. source: the base
+    that this one was derived from (bases/derived.py)."""
 
     name: str
     folder: Path
     digest: str
     licence: str
+    source: Base | None = None
+
+    @property
+    def origin(self) -> Base:
+        """The base as it came."""
+        return self.source or self
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def locate_base(name: str, beside: Path) -> Path | None:
         own = _cached_folder(name, default_cache_dir())
     elif not own.is_dir() and _HUB_ID.fullmatch(name):
         try:
-            own = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+            own = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, OSError):
             return None
     return own.resolve() if own.is_dir() else None
@@ -127,7 +135,7 @@ def _hub_folder(name: str, *, allow_hub: bool) -> Path:
             hint="set model.allow_hub: true (needs a connection), or give the path of a downloaded folder",
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise BaseModelError(
@@ -144,7 +152,7 @@ def _packaged_folder(alias: str, model: PackagedModel, cache: Path) -> Path:
     folder = _cached_folder(alias, cache)
     with locked(cache / "bases" / f".{folder.name}.lock", what=folder.name, wait=True):
         sweep(folder.parent)
-        if _is_whole(folder, cache):
+        if is_whole(folder, cache):
             return folder
         source = _packaged_file(alias, model)
         facts: dict = {}
@@ -165,7 +173,7 @@ def _packaged_file(alias: str, model: PackagedModel) -> Path:
     return path
 
 
-def _is_whole(folder: Path, cache: Path) -> bool:
+def is_whole(folder: Path, cache: Path) -> bool:
     """True when the folder's manifest is there and every file has the digest that the manifest tells."""
     try:
         files = read_manifest(folder)["files"]

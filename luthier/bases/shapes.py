@@ -45,10 +45,11 @@ class Shapes:
     num_parameters: int
 
 
-def read_shapes(folder: Path) -> Shapes:
-    """The shapes of the base model in `folder`. Raises BaseModelError naming a field that config.json lacks."""
+def read_shapes(folder: Path, config: dict[str, Any] | None = None) -> Shapes:
+    """The shapes of the base model in `folder`; config: what stands for its config.json. Raises BaseModelError naming a
+    field that config.json lacks."""
     folder = Path(folder)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json") if config is None else config
     if isinstance(config.get("text_config"), dict):  # multimodal wrappers keep the decoder's facts one level down
         config = {**config, **config["text_config"]}
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}

@@ -182,6 +182,9 @@ def _server_can_be_believed(spec: ProjectSpec) -> list[Problem]:
     if spec.rollouts.temperature != 1.0:
         words = "servers tell log-probabilities from before or from after the temperature; at 1 both are the same"
         return [("rollouts.temperature", words, "set it to 1")]
+    if spec.model.rope_scaling is not None:
+        words = "the server answers with the base as it came, and this trains one with a longer context"
+        return [("rollouts.server", words, "drop it, or give a base that has this context: a merged folder of one")]
     if server.weights == "adapter" and adapter.method != "lora":
         words = f"servers load adapters of method lora, and this one is {adapter.method}"
         return [("rollouts.server.weights", words, "adapter.method: lora, or rollouts.server.weights: base")]

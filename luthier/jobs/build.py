@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.adapters.peft_files import OWN_FILE
+from luthier.adapters.peft_files import peft_reads
 from luthier.adapters.stored import load_adapter
 from luthier.bases.resolve import Base
 from luthier.config.load import Project
@@ -113,7 +113,7 @@ def _build(project: Project, opened: OpenBase, adapter: Path, rows: Sequence[Row
             name=project.folder.name,
             digest=digest_file(adapter / "adapter_model.safetensors"),
             base_name=opened.base.name,
-            base_digest=opened.base.digest,
+            base_digest=opened.base.origin.digest,
             licence=opened.base.licence,
         )
         written = write_gguf(folder / "merged", path, kind, lineage=lineage)
@@ -136,7 +136,7 @@ def _build_adapter(
     """The adapter folder as the artefact, read back on its base: by PEFT where it has the method and a base like it."""
     shutil.copytree(adapter, folder / "adapter")
     held = _reference(opened, adapter, rows, folder)
-    if not (adapter / OWN_FILE).is_file():
+    if peft_reads(adapter):
         candidate = ModelCandidate("PEFT", peft_logits(opened.base.folder, folder / "adapter"))
     else:
         model = load_model(opened.base.folder)

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.bases.folder import fresh_digests
+from pydantic import ValidationError
+
+from luthier.bases.derived import write_derived
+from luthier.bases.folder import base_digest, fresh_digests
 from luthier.bases.resolve import locate_base
-from luthier.errors import ArtifactError, BaseModelError
+from luthier.config.model import ModelSpec
+from luthier.errors import ArtifactError, BaseModelError, LuthierError
 from luthier.jobs.stage import KEY_CHARS, content_digest
 from luthier.ship.publish import LINEAGE
 from luthier.store.provenance import (
@@ -176,10 +181,23 @@ class Chain:
         except BaseModelError as error:
             self._add("broken", folder.name, f"base: {error}", made.base.digest, "no model")
             return
-        told = made.base.files
+        told = made.base.made_from or made.base.files
         for name in sorted({*told, *found}):
             pair = told.get(name, "no such file"), found.get(name, "nothing")
             self.links.append(_equal(folder.name, f"base file {where / name}", *pair))
+        if made.base.changes and told == found:
+            self._derived(folder.name, where, made.base)
+
+    def _derived(self, stage: str, source: Path, base: Pin) -> None:
+        """What section `model` made of the base, made once more and held against what was trained on."""
+        with tempfile.TemporaryDirectory(prefix="luthier-") as scratch:
+            try:
+                write_derived(source, Path(scratch), ModelSpec.model_validate(base.changes))
+                digest = base_digest(fresh_digests(Path(scratch)))
+            except (LuthierError, ValidationError) as error:
+                digest = str(error)
+        changes = ", ".join(base.changes)
+        self.links.append(_equal(stage, f"base with {changes}, made once more from {source}", base.digest, digest))
 
     def _project(self, folder: Path, made: Provenance) -> Path:
         return self.data or (folder.parent / made.project).resolve()

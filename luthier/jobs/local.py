@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from luthier.adapters.stored import load_adapter
+from luthier.bases.derived import derive_base
 from luthier.bases.resolve import Base, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
@@ -29,10 +30,12 @@ class OpenBase:
 
 
 def open_base(project: Project) -> OpenBase:
-    """Resolves `model.base` (a relative folder starts at the project file) and opens its tokenizer."""
-    name = project.spec.model.base
-    beside = project.folder / name
-    return open_folder(resolve_base(str(beside) if beside.is_dir() else name, allow_hub=project.spec.model.allow_hub))
+    """Resolves `model.base` (a relative folder starts at the project file), makes of it what section `model` says and
+    opens its tokenizer."""
+    model = project.spec.model
+    beside = project.folder / model.base
+    found = resolve_base(str(beside) if beside.is_dir() else model.base, allow_hub=model.allow_hub)
+    return open_folder(derive_base(found, model))
 
 
 def open_folder(base: Base) -> OpenBase:

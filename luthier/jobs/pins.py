@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from luthier.bases.derived import changes_of
 from luthier.bases.folder import file_digests
 from luthier.bases.resolve import default_cache_dir
 from luthier.config.load import Project
@@ -20,12 +21,16 @@ def pin_data(opened: OpenBase, files: dict[str, str]) -> dict[str, Pin]:
 
 def pin_all(project: Project, opened: OpenBase, prepared: Stage) -> dict[str, Pin]:
     """What every later stage is made from: the base's files, the tokenizer, and the raw data of the prepared rows."""
+    found, cache = opened.base, default_cache_dir()
     base = Pin(
         name=_base_name(project, opened),
-        digest=opened.base.digest,
-        licence=opened.base.licence,
-        files=file_digests(opened.base.folder, default_cache_dir()),
+        digest=found.digest,
+        licence=found.licence,
+        files=file_digests(found.folder, cache),
     )
+    if found.source is not None:
+        made_from = file_digests(found.source.folder, cache)
+        base = base.model_copy(update={"changes": changes_of(project.spec.model), "made_from": made_from})
     return {
         "base": base,
         "tokenizer": _tokenizer(opened),
@@ -40,7 +45,7 @@ def _base_name(project: Project, opened: OpenBase) -> str:
     beside = project.folder / name
     if not beside.is_dir():
         return name
-    return os.path.relpath(beside / opened.base.folder.relative_to(beside.resolve()), project.folder)
+    return os.path.relpath(beside / opened.base.origin.folder.relative_to(beside.resolve()), project.folder)
 
 
 def _tokenizer(opened: OpenBase) -> Pin:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from luthier.bases.derived import derived_config
+from luthier.bases.folder import read_json
 from luthier.bases.resolve import ALIASES, model_in, resolve_base
 from luthier.bases.shapes import Shapes, read_shapes
 from luthier.bases.tokenizer import Tokenizer
@@ -17,6 +19,7 @@ from luthier.config.adapter import AdapterSpec
 from luthier.config.load import Project
 from luthier.errors import BaseModelError
 from luthier.jobs import console
+from luthier.jobs.context import check_context
 from luthier.jobs.plan_data import find_workload
 from luthier.plan.advise import Change, cheapest_change
 from luthier.plan.known import known_shapes, unknown_base
@@ -89,8 +92,10 @@ def open_shapes(project: Project) -> tuple[Shapes, Tokenizer | None]:
         shapes = known_shapes(name)
         if shapes is None:
             raise unknown_base(name)
-        return shapes, None
-    shapes = read_shapes(folder)
+        scaling = project.spec.model.rope_scaling
+        longer = shapes.max_positions if scaling is None else int(shapes.max_positions * scaling.factor)
+        return replace(shapes, max_positions=longer), None
+    shapes = read_shapes(folder, derived_config(read_json(folder / "config.json"), project.spec.model))
     if not shapes.num_parameters:  # config.json alone, without weights
         shapes = replace(shapes, num_parameters=count_parameters(shapes))
     return shapes, Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
@@ -113,6 +118,8 @@ def _notes(project: Project, shapes: Shapes, target: MachineProfile) -> list[str
             f"{shapes.model_type or 'this architecture'} runs through transformers, never in int8: more memory, and "
             "slower; its layers are counted as if they were llama's, so all figures are rough"
         )
+    if found := check_context(project.spec, shapes.model_type, shapes.max_positions):
+        notes.append(found)
     if project.spec.loss.is_online:
         notes.append(
             f"loss.kind {project.spec.loss.kind} learns from answers that it samples: data, steps and time count the "

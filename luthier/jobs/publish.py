@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luthier.bases.derived import config_changes
 from luthier.config.load import Project
 from luthier.data.stored import read_rows
 from luthier.errors import ArtifactError
@@ -79,7 +80,8 @@ def _card_facts(project: Project, opened: OpenBase, prepared: Stage, trained: St
     return CardFacts(
         name=project.folder.name,
         base_name=opened.base.name,
-        base_digest=opened.base.digest,
+        base_digest=opened.base.origin.digest,
+        base_config=config_changes(opened.base),
         base_licence=opened.base.licence,
         data_digest=prepared.digest,
         config_digest=digest_json(spec.model_dump(mode="json")),

@@ -12,6 +12,7 @@ from typing import Any
 from luthier.adapters.handle import AdaptedModel
 from luthier.adapters.peft_files import save_adapter
 from luthier.adapters.score_head import save_score_head
+from luthier.bases.derived import config_changes
 from luthier.bases.folder import read_json
 from luthier.bases.shapes import read_shapes
 from luthier.chat.proof import prove
@@ -23,6 +24,7 @@ from luthier.engine.state import TrainResult
 from luthier.errors import BaseModelError, ConfigError, TemplateError
 from luthier.jobs import console
 from luthier.jobs.averages import average_line
+from luthier.jobs.context import check_context
 from luthier.jobs.course import open_course
 from luthier.jobs.device import choose_device, devices_of
 from luthier.jobs.held_out import ranking
@@ -79,15 +81,11 @@ def check_method(project: Project, opened: OpenBase) -> None:
 
 
 def _check_context(project: Project, opened: OpenBase) -> None:
-    """Rows beyond the base's context: a table of positions ends there; rotary ones go on, where nothing was learnt."""
-    config, longest = read_json(opened.base.folder / "config.json"), project.spec.train.sequence_len
+    config = read_json(opened.base.folder / "config.json")
     context = config.get("max_position_embeddings") or config.get("n_positions")
-    if not isinstance(context, int) or not 0 < context < longest or project.spec.adapter.method == "longlora":
-        return
-    found = f"train.sequence_len {longest} is above the {context} positions that this base was made for"
-    if config.get("model_type") not in OWN_MODELS:
-        raise ConfigError(found, hint=f"train.sequence_len: {context}, or a base with a longer context")
-    console.warn(f"{found}: it has never seen what stands behind them; train.sequence_len: {context} refuses such rows")
+    found = check_context(project.spec, config.get("model_type", ""), context if isinstance(context, int) else 0)
+    if found:
+        console.warn(found)
 
 
 def train_stage(
@@ -224,7 +222,7 @@ def _train(session: Session, examples: Examples, adapter_folder: Path) -> tuple[
 def _save(session: Session, adapted: AdaptedModel, examples: Examples, folder: Path) -> None:
     if session.project.spec.loss.has_value_head:
         del adapted.model.value_head  # its work is done; the checkpoints keep it
-    save_adapter(adapted, folder, session.opened.base.name)
+    save_adapter(adapted, folder, session.opened.base.name, base_config=config_changes(session.opened.base))
     if session.project.spec.loss.has_score_head:
         save_score_head(adapted.model, folder, examples.classes)
 

@@ -21,8 +21,8 @@ from luthier.ship.parity import TIE_NATS
 class CardFacts:
     """What the card tells besides the artefacts. Digests are sha256 hex; mappings are printed row by row, in order.
 
-    goal: section `goal` of the project file. verdict: verdict.json, or None when nothing was judged yet. system: the
-    system message that every training row had.
+    base_config: keys of config.json that were changed before training. goal: section `goal` of the project file.
+    verdict: verdict.json, or None when nothing was judged yet. system: the system message that every training row had.
     """
 
     name: str
@@ -31,6 +31,7 @@ class CardFacts:
     base_licence: str
     data_digest: str
     config_digest: str
+    base_config: Mapping[str, Any] = field(default_factory=dict)
     goal: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ def model_card(facts: CardFacts, artefacts: Sequence[Artefact]) -> str:
         _parity(artefacts),
         "## Lineage",
         _table(("what", "value"), _lineage(facts)),
+        *_changed_base(facts),
         "## Training",
         _table(("what", "value"), [*facts.adapter.items(), *facts.training.items()]),
         "## Limits",
@@ -88,6 +90,17 @@ def _system(text: str) -> list[str]:
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     words = "It was trained and judged under this system message. Send it with every request (the Modelfile holds it):"
     return ["## How to ask", words, f"{fence}text\n{text}\n{fence}"]
+
+
+def _changed_base(facts: CardFacts) -> list[str]:
+    """How to load an adapter of a base that was changed before training; the merged model and the GGUF files need
+    nothing of it."""
+    if not facts.base_config:
+        return []
+    arguments = ", ".join(f"{key}={value!r}" for key, value in facts.base_config.items())
+    call = f"AutoModelForCausalLM.from_pretrained({facts.base_name!r}, {arguments})"
+    words = "The base was given a longer context before training. The adapter alone belongs on it as loaded by:"
+    return [words, f"```python\n{call}\n```"]
 
 
 def _goal_lines(goal: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from luthier.adapters.peft_files import check_base
 from luthier.adapters.stored import StoredAdapter, read_adapter
 from luthier.bases.tokenizer import Tokenizer
 from luthier.errors import ArtifactError
@@ -79,6 +80,7 @@ def merge(
     """
     base_folder, adapter_folder, out = Path(base_folder), Path(adapter_folder), Path(out)
     config = read_config(base_folder)
+    check_base(adapter_folder, config)
     if dtype is not None and dtype not in _DTYPES:
         raise ArtifactError(f"unknown dtype {dtype!r}", hint=f"known: {', '.join(_DTYPES)}")
     tally = _Tally()

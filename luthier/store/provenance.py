@@ -37,13 +37,16 @@ class Parent(BaseModel):
 
 
 class Pin(BaseModel):
-    """Files by name and sha256, and one digest over them (base, tokenizer). name: as the project file gives it."""
+    """Files by name and sha256, and one digest over them (base, tokenizer). name: as the project file gives it.
+    changes: what section `model` made of the base before training; made_from: then, its files as it came."""
 
     files: dict[str, str]
     digest: str = ""
     name: str = ""
     licence: str = ""
     template_sha256: str = ""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    made_from: dict[str, str] = Field(default_factory=dict)
 
 
 class Provenance(BaseModel):
