@@ -24,7 +24,7 @@ from luthier.errors import ConfigError
 from luthier.text import clinical, pii, secrets
 from luthier.text.clinical import find_clinical, name_words
 from luthier.text.findings import Finding, keep_apart, redact
-from luthier.text.language import UNKNOWN, identify, languages
+from luthier.text.language import UNKNOWN, identify_all, languages
 from luthier.text.pii import find_pii, known_region
 from luthier.text.quality import answer_flags, document_flags
 from luthier.text.secrets import find_secrets
@@ -70,15 +70,17 @@ class Checker:
 
     def run(self, items: Sequence[Item]) -> list[Item]:
         """The items that stay, redacted where the policy says so; the others go to the quarantine by name."""
-        return [checked for item in items if (checked := self._one(item)) is not None]
+        spoken = self._spoken(items) if self._spec.language != "off" else [(UNKNOWN, UNKNOWN)] * len(items)
+        both = zip(items, spoken, strict=True)
+        return [checked for item, two in both if (checked := self._one(item, *two)) is not None]
 
-    def _one(self, item: Item) -> Item | None:
+    def _one(self, item: Item, asked: str, answered: str) -> Item | None:
         known = self._known_names(item.row)
         found = {path: self._find(text, known) for path, text in texts_of(item.row)}
         if self._redacted:
             found |= self._in_columns_alone(item.row, found, known)
         hits = [hit for path, some in found.items() for hit in self._private_hits(item.row, path, some)]
-        hits += self._flags(item.row)
+        hits += self._flags(item.row, asked, answered)
         dropped = next((hit for hit in hits if hit.action == "drop"), None)
         self._hits += hits
         kinds = [(hit.check, hit.kind, hit.action) for hit in hits]
@@ -91,6 +93,18 @@ class Checker:
         if self._redacted and any(hit.action == "redact" for hit in hits):
             return self._redacted_item(item, known)
         return item
+
+    def _spoken(self, items: Sequence[Item]) -> list[tuple[str, str]]:
+        """The languages of every prompt and answer; of an answer only where it is held against the prompt's."""
+        asked = identify_all([prompt_text(item.row) for item in items])
+        answers = (item.row.answer.lstrip() for item in items)
+        answered = identify_all(
+            [
+                "" if language == UNKNOWN or answer.startswith(("{", "[", "```", "<")) else answer
+                for language, answer in zip(asked, answers, strict=True)
+            ]
+        )
+        return list(zip(asked, answered, strict=True))
 
     def _known_names(self, row: Row) -> frozenset[str]:
         """The words of the names in any text of the row: alone in another text they are names too."""
@@ -148,15 +162,15 @@ class Checker:
 
         return map_texts(row, change)
 
-    def _flags(self, row: Row) -> Iterator[Hit]:
-        """Everything that is not a matter of privacy."""
+    def _flags(self, row: Row, asked: str, answered: str) -> Iterator[Hit]:
+        """Everything that is not a matter of privacy. asked, answered: the languages of prompt and answer."""
         spec = self._spec
 
         def flag(check: str, kind: str, action: str, path: str = "", span: tuple[int, int] = (0, 0)) -> Hit:
             return Hit(row.source, row.line, check, kind, path, *span, action)
 
         if spec.language != "off":
-            yield from (flag("language", kind, spec.language) for kind in self._language(row))
+            yield from (flag("language", kind, spec.language) for kind in self._language(asked, answered))
         if spec.quality != "off" and row.answer:
             yield from (flag("quality", kind, spec.quality) for kind in answer_flags(row.answer))
         if spec.documents != "off" and row.text:
@@ -166,16 +180,12 @@ class Checker:
                 for path, text in texts_of(row):
                     yield from (flag(check, name, spec.flagged, path, m.span()) for m in pattern.finditer(text))
 
-    def _language(self, row: Row) -> Iterator[str]:
-        asked = identify(prompt_text(row))
+    def _language(self, asked: str, answered: str) -> Iterator[str]:
         self.languages[asked] += 1
         if self._spec.languages and asked != UNKNOWN and asked not in self._spec.languages:
             yield f"{asked} is not wanted"
-        answer = row.answer.lstrip()
-        if answer and asked != UNKNOWN and not answer.startswith(("{", "[", "```", "<")):
-            answered = identify(answer)
-            if answered not in (UNKNOWN, asked):
-                yield f"prompt {asked}, answer {answered}"
+        if UNKNOWN not in (asked, answered) and answered != asked:
+            yield f"prompt {asked}, answer {answered}"
 
     def taken_lines(self) -> str:
         """The lines of findings.jsonl since they were last taken."""

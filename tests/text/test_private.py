@@ -1,13 +1,16 @@
 """Personal data, secrets, quotation, repair and language: what is found, and what must be left alone."""
 
 import importlib.util
+import random
 from pathlib import Path
 
 import pytest
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from luthier.text import language
 from luthier.text.cover import CoverIndex, is_leak
 from luthier.text.findings import Finding, redact
-from luthier.text.language import identify
+from luthier.text.language import identify, identify_all
 from luthier.text.pii import find_pii
 from luthier.text.quality import answer_flags
 from luthier.text.repair import repair
@@ -82,6 +85,32 @@ def test_languages_and_what_is_too_short():
     assert identify("Wo ist meine Bestellung, sie sollte gestern ankommen?") == "de"
     assert identify("Where is my order, it should have come yesterday?") == "en"
     assert identify("ok") == "und"
+
+
+def test_texts_classified_together_get_what_the_library_gives_each_alone(monkeypatch):
+    reference = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    tongues = [
+        "where is my order it should have come a week ago",
+        "kde je moje objednávka měla přijít před týdnem",
+        "où est ma commande elle devait arriver hier",
+        "где мой заказ он должен был прийти вчера",
+        "wo ist meine bestellung sie sollte gestern kommen",
+        "ご注文の商品はどこですか",
+    ]
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(rng.choice(tongues).split(), k=rng.randint(1, 150))) for _ in range(80)]
+    texts += [f"{a[:15]} {b[:15]} {c[:15]}" for a in tongues for b in tongues for c in tongues[:2]]
+    texts += ["", tongues[1].upper(), "cafe\u0301 " * 9, "\U0001f600" * 40, "x" * 30, "\ud800" + "ab " * 20]
+    expected = []
+    for text in texts:
+        label, confidence = reference.classify(text[:600])
+        is_told = sum(c.isalpha() for c in text[:600]) >= 24 and confidence >= 0.7
+        expected.append(label if is_told else "und")
+    assert len(set(expected)) > 5
+    for at_once in (1, 7, 1024):
+        monkeypatch.setattr(language, "TEXTS_AT_ONCE", at_once)
+        assert identify_all(texts) == expected
+    assert identify_all([]) == []
 
 
 def test_a_turn_of_phrase_is_no_quotation():
