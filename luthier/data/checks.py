@@ -24,7 +24,7 @@ from luthier.errors import ConfigError
 from luthier.text import clinical, pii, secrets
 from luthier.text.clinical import find_clinical, name_words
 from luthier.text.findings import Finding, keep_apart, redact
-from luthier.text.language import UNKNOWN, identify_all, languages
+from luthier.text.language import UNKNOWN, identify, languages
 from luthier.text.pii import find_pii, known_region
 from luthier.text.quality import answer_flags, document_flags
 from luthier.text.secrets import find_secrets
@@ -96,9 +96,9 @@ class Checker:
 
     def _spoken(self, items: Sequence[Item]) -> list[tuple[str, str]]:
         """The languages of every prompt and answer; of an answer only where it is held against the prompt's."""
-        asked = identify_all([prompt_text(item.row) for item in items])
+        asked = identify([prompt_text(item.row) for item in items])
         answers = (item.row.answer.lstrip() for item in items)
-        answered = identify_all(
+        answered = identify(
             [
                 "" if language == UNKNOWN or answer.startswith(("{", "[", "```", "<")) else answer
                 for language, answer in zip(asked, answers, strict=True)

@@ -28,7 +28,7 @@ from luthier.data.quarantine import Quarantine
 from luthier.data.run_state import worst
 from luthier.data.sources import find_sources
 from luthier.errors import DataError
-from luthier.text.language import identify_all
+from luthier.text.language import identify
 from luthier.text.topics import clusters, embed
 from luthier.types import Row
 
@@ -120,7 +120,7 @@ def compare(train: Sequence[Row], evaluation: Sequence[Row], traffic: Sequence[R
         "prompt length (words)": {name: [_bin(n, edges) for n in some] for name, some in lengths.items()},
         "turns": {name: [str(min(_num_turns(r), 5)) for r in rows] for name, rows in sets.items()},
         "system prompt": {name: ["yes" if _has_system(r) else "no" for r in rows] for name, rows in sets.items()},
-        "language": {name: identify_all(texts) for name, texts in prompts.items()},
+        "language": {name: identify(texts) for name, texts in prompts.items()},
         "topic": topics,
     }
     for style, test in STYLE:

@@ -23,6 +23,7 @@ from luthier.data.stored import row_from
 from luthier.types import EncodedRow
 
 T = TypeVar("T")
+NUMBERS_AT_ONCE = 4096
 
 
 class RowStore:
@@ -54,20 +55,25 @@ class RowStore:
 
     def items(self, rows: np.ndarray) -> Iterator[Item]:
         """The items of these numbers."""
-        numbers = rows.tolist()
-        for number, record in zip(numbers, self._items.read(numbers), strict=True):
+        for number, record in zip(_numbers(rows), self._items.read(_numbers(rows)), strict=True):
             item = unpacked(record)
             group = self.groups[number]
             yield replace(item, row=replace(item.row, group=f"{group:016x}")) if group else item
 
     def sequences(self, rows: np.ndarray) -> Iterator[list[EncodedRow]]:
         """The token sequences of these items."""
-        for record in self._encoded.read(self.encoded_at(rows).tolist()):
+        for record in self._encoded.read(_numbers(self.encoded_at(rows))):
             yield [_unflat(one) for one in json.loads(record)]
 
     def encoded_at(self, rows: np.ndarray) -> np.ndarray:
         """Where the numbers of these items stand in longest, totals and trained; -1: not encoded."""
         return np.frombuffer(self._encoded_at, dtype=np.int64)[rows].copy() if len(rows) else rows
+
+
+def _numbers(rows: np.ndarray) -> Iterator[int]:
+    """The rows as Python's numbers (40 bytes each), some at a time."""
+    for first in range(0, len(rows), NUMBERS_AT_ONCE):
+        yield from rows[first : first + NUMBERS_AT_ONCE].tolist()
 
 
 def packed(item: Item) -> bytes:
@@ -225,8 +231,8 @@ class EncodedItems(_View[Encoded]):
 
     def set_groups(self, groups: np.ndarray) -> None:
         """Notes the group of each: the id of the group's first row, as a number."""
-        for row, group in zip(self.rows.tolist(), groups.tolist(), strict=True):
-            self.store.groups[row] = group
+        if len(self):
+            np.frombuffer(self.store.groups, dtype=np.uint64)[self.rows] = groups
 
     def _column(self, values: array) -> np.ndarray:
         return np.frombuffer(values, dtype=np.int64)[self.store.encoded_at(self.rows)] if len(self) else self.rows

@@ -90,6 +90,12 @@ class Dealt:
     num_missed: int
     num_boilerplate: int
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """The split of every row as its place in SPLITS, int8."""
+        places = {name: place for place, name in enumerate(SPLITS)}
+        return np.fromiter((places[name] for name in self.split_of), dtype=np.int8, count=len(self.split_of))
+
 
 def leaks_between(train: Sequence[str], test: Sequence[str], threshold: float) -> list[Leak]:
     """Every (training text, test text) of Jaccard similarity >= threshold, or equal but for what `normalise` folds, by
@@ -150,8 +156,7 @@ def deal(
 
 def straddling_edges(dealt: Dealt) -> int:
     """How many edges have their ends in two splits: 0, or the deal is wrong."""
-    names = {name: number for number, name in enumerate(dict.fromkeys(dealt.split_of))}
-    split_N = np.fromiter((names[name] for name in dealt.split_of), dtype=np.int8, count=len(dealt.split_of))
+    split_N = dealt.numbers
     return int(np.count_nonzero(split_N[dealt.edges.a] != split_N[dealt.edges.b]))
 
 
@@ -161,10 +166,12 @@ def proof(dealt: Dealt, shares: dict[str, float], *, threshold: float, seed: int
     if crossing:
         raise DataError(f"the split is wrong: {crossing} edges straddle it", hint="please report this as a bug")
     edges = dealt.edges
-    ends = zip(dealt.ids[edges.a].tolist(), dealt.ids[edges.b].tolist(), edges.kind.tolist(), strict=True)
+    kind_rank = np.argsort(np.argsort(KINDS))
+    order = np.lexsort((kind_rank[edges.kind], dealt.ids[edges.b], dealt.ids[edges.a]))
     digest = hashlib.sha256()
-    for number, (a, b, kind) in enumerate(sorted(ends, key=lambda end: (end[0], end[1], KINDS[end[2]]))):
-        digest.update(f"{chr(10) if number else ''}{a:016x} {b:016x} {KINDS[kind]}".encode())
+    for number, edge in enumerate(order):
+        a, b, kind = dealt.ids[edges.a[edge]], dealt.ids[edges.b[edge]], KINDS[edges.kind[edge]]
+        digest.update(f"{chr(10) if number else ''}{a:016x} {b:016x} {kind}".encode())
     sizes = np.unique(dealt.group_of, return_counts=True)[1]
     kinds = {name: int(np.count_nonzero(edges.kind == number)) for number, name in enumerate(KINDS)}
     return {
@@ -250,30 +257,31 @@ def _assign(columns: Columns, groups: Groups, shares: dict[str, float], seed: in
     strata: dict[str, array] = defaultdict(lambda: array("q"))
     for group, stratum in enumerate(_strata_of_groups(columns.strata, roots, group_N, size_G)):
         strata[stratum].append(group)
-    split_G = [""] * len(roots)
+    names = list(shares)
+    split_G = np.zeros(len(roots), dtype=np.int8)
     given: Counter[str] = Counter()
     num_seen = 0
     for stratum in sorted(strata):
         here = np.array(strata[stratum])
-        point = np.fromiter((_hash(seed, f"{least:016x}") for least in least_G[here].tolist()), dtype=float)
+        point = np.fromiter((_hash(seed, f"{least_G[group]:016x}") for group in here), dtype=float, count=len(here))
         num_here = int(size_G[here].sum())
         num_seen += num_here
         least = 1 if num_rows >= 3 and len(strata) == 1 else 0
         room = {name: max(round(share * num_seen) - given[name], least) for name, share in shares.items() if share > 0}
         largest = max(room, key=lambda name: shares[name])
         room[largest] = max(num_here - sum(rows for name, rows in room.items() if name != largest), 0)
-        for group in here[np.lexsort((point, size_G[here] == 1))].tolist():
+        for group in here[np.lexsort((point, size_G[here] == 1))]:
             size = int(size_G[group])
             split = _draw(room, size, _hash(seed + 1, f"{least_G[group]:016x}"))
             room[split] -= size
             given[split] += size
-            split_G[group] = split
-    return [split_G[group] for group in group_N.tolist()]
+            split_G[group] = names.index(split)
+    return [names[number] for number in split_G[group_N]]
 
 
 def _strata_of_groups(strata: list[str], roots: np.ndarray, group_N: np.ndarray, size_G: np.ndarray) -> list[str]:
     """The commonest stratum of every group, of several the one that comes first."""
-    found = [strata[root] for root in roots.tolist()]
+    found = [strata[root] for root in roots]
     several: dict[int, Counter[str]] = defaultdict(Counter)
     for index in np.flatnonzero(size_G[group_N] > 1).tolist():
         several[int(group_N[index])][strata[index]] += 1

@@ -14,7 +14,7 @@ from luthier.data.eval_guard import FROZEN, find_frozen, read_frozen
 from luthier.data.items import Item
 from luthier.data.run_state import Run, refuse_too_many_faults, worst
 from luthier.data.spill import EncodedItems, Items
-from luthier.data.split import Assign, deal, proof
+from luthier.data.split import SPLITS, Assign, deal, proof
 from luthier.errors import DataError
 
 GIANT_GROUP_SHARE = 0.05
@@ -37,10 +37,10 @@ def split_rows(run: Run, usable: EncodedItems, test: EncodedItems) -> dict[str, 
     if len(test):
         grouped = deal(test.items, {"test": 1.0}, **how)  # the clusters of the statistics
         test.set_groups(grouped.ids[grouped.group_of])
-    split_N = np.array(dealt.split_of) if len(items) else np.empty(0, dtype=str)
+    split_N = dealt.numbers
     if wanted.by == "column":
         split_N = _without_contradicted(run, items, split_N)
-    splits = {name: usable.take(split_N == name) for name in ("train", "dev", "test")}
+    splits = {name: usable.take(split_N == place) for place, name in enumerate(SPLITS)}
     splits["test"] += test
     _describe_rule(run, items, dealt.split_of)
     run.summary.proof["leaks_into_test_files_removed"] = len(run.summary.leaks)
@@ -80,14 +80,14 @@ def _readable(run: Run, usable: EncodedItems) -> EncodedItems:
 
 
 def _without_contradicted(run: Run, items: Items, split_N: np.ndarray) -> np.ndarray:
-    """The splits, "" for the rows whose column says otherwise, which go to the quarantine."""
+    """The splits by their places, -1 for the rows whose column says otherwise, which go to the quarantine."""
     found = split_N.copy()
     for index, item in enumerate(items):
-        name = split_N[index]
+        name = SPLITS[split_N[index]]
         if assign.parse_split(item.row.columns[str(run.spec.split.column)]) != name:
             detail = f"the column says otherwise, but it is in one group with a row of {name}"
             run.quarantine.add(item.record, detail, reason=f"in one group with a row of {name}", is_fault=False)
-            found[index] = ""
+            found[index] = -1
     return found
 
 

@@ -60,13 +60,9 @@ def languages() -> frozenset[str]:
     return frozenset(_model().labels)
 
 
-def identify(text: str) -> str:
-    """ISO 639-1 code of the text's language, or "und" when it cannot be told. Reads the first 600 characters."""
-    return identify_all([text])[0]
-
-
-def identify_all(texts: Sequence[str]) -> list[str]:
-    """`identify` of every text; what a text gets does not depend on the others."""
+def identify(texts: Sequence[str]) -> list[str]:
+    """ISO 639-1 code of the language of each text, or "und" where it cannot be told. Reads the first 600 characters;
+    what a text gets does not depend on the others."""
     found = [UNKNOWN] * len(texts)
     heads = [text[:_MAX_CHARS] for text in texts]
     long = [index for index, head in enumerate(heads) if sum(map(str.isalpha, head)) >= MIN_LETTERS]

@@ -157,8 +157,9 @@ def exact_pairs(sets: Shingled, labels: Sequence[object] | np.ndarray, threshold
     """
     if threshold <= 0:
         raise ValueError(f"threshold is {threshold}; expected a value above 0")
-    label_N = np.unique(np.asarray(labels), return_inverse=True)[1]
-    if len(sets) < 2 or not label_N.any():
+    names: dict[object, int] = {}
+    label_N = np.fromiter((names.setdefault(label, len(names)) for label in labels), dtype=np.int32, count=len(sets))
+    if len(names) < 2:
         return _verified(sets, np.empty(0, dtype=np.uint64), threshold)
     table = _counts(sets)
     size_N = np.zeros(len(sets), dtype=np.int32)

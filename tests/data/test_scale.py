@@ -92,8 +92,9 @@ from pathlib import Path
 from luthier.config.data import DataSpec
 from luthier.data import spool, stored
 from luthier.data.prepare import prepare
-from luthier.text import shingles
+from luthier.text import shingles, similar
 from tests.data.stub import WordCodec
+similar._MAX_TABLE_BITS = 16
 spool.HELD_BYTES = stored.HELD_BYTES = 1 << 20
 shingles.HELD_SHINGLES = 1 << 16
 stored.TOKENS_AT_ONCE, shingles.CHARS_AT_ONCE = 1 << 14, 1 << 18  # buffers that are full in both runs

@@ -10,7 +10,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from luthier.text import language
 from luthier.text.cover import CoverIndex, is_leak
 from luthier.text.findings import Finding, redact
-from luthier.text.language import identify, identify_all
+from luthier.text.language import identify
 from luthier.text.pii import find_pii
 from luthier.text.quality import answer_flags
 from luthier.text.repair import repair
@@ -82,9 +82,8 @@ def test_repair_undoes_a_wrong_decoding_and_nothing_else():
 
 
 def test_languages_and_what_is_too_short():
-    assert identify("Wo ist meine Bestellung, sie sollte gestern ankommen?") == "de"
-    assert identify("Where is my order, it should have come yesterday?") == "en"
-    assert identify("ok") == "und"
+    texts = ["Wo ist meine Bestellung, sie sollte gestern ankommen?", "Where is my order, it should have come?", "ok"]
+    assert identify(texts) == ["de", "en", "und"]
 
 
 def test_texts_classified_together_get_what_the_library_gives_each_alone(monkeypatch):
@@ -109,8 +108,8 @@ def test_texts_classified_together_get_what_the_library_gives_each_alone(monkeyp
     assert len(set(expected)) > 5
     for at_once in (1, 7, 1024):
         monkeypatch.setattr(language, "TEXTS_AT_ONCE", at_once)
-        assert identify_all(texts) == expected
-    assert identify_all([]) == []
+        assert identify(texts) == expected
+    assert identify([]) == []
 
 
 def test_a_turn_of_phrase_is_no_quotation():
