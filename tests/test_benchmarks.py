@@ -1,6 +1,7 @@
 """A speed is measured on runs that learn: what the benchmark's own checks refuse."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ LUTHIER = {"kind": "luthier", "dtype": "float32"}
 @pytest.fixture
 def benchmark_checks(monkeypatch):
     """benchmarks/sft_vs_trl.py as a module."""
+    return loaded("sft_vs_trl", monkeypatch)
+
+
+def loaded(name, monkeypatch):
+    """A benchmark as a module."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("sft_vs_trl", FOLDER / "sft_vs_trl.py")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -38,3 +44,13 @@ def test_a_run_whose_loss_stands_still_is_not_a_measurement(benchmark_checks, dt
     off = benchmark_checks.curve_distance({"losses": [2.0, 2.0, 2.0]}, reference)
     with pytest.raises(SystemExit, match=r"the loss curve is 66\.67% off float32"):
         benchmark_checks.check_curve(off, job)
+
+
+def test_copies_go_and_an_engine_that_is_absent_is_named(tmp_path, monkeypatch):
+    benchmark = loaded("prepare_scale", monkeypatch)
+    path = tmp_path / "rows.jsonl"
+    assert benchmark.make(path, 12, num_rows=1000) == 1000
+    texts = benchmark.read(path)
+    assert len(texts) > len(set(texts)) > benchmark.luthier(path) > 800
+    monkeypatch.setitem(sys.modules, "datatrove", None)
+    assert "pip install" in benchmark.timed(benchmark.datatrove, path)["left_out"]
