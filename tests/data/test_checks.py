@@ -71,6 +71,34 @@ def test_redact_changes_every_text_of_the_row_and_drop_sets_it_aside(tmp_path):
     assert {(f["line"], f["kind"], f["action"]) for f in found} == {(59, "email", "redact"), (60, "card", "drop")}
 
 
+def test_the_rows_of_a_group_name_its_first_row(tmp_path):
+    write(tmp_path, [{**row, "who": f"{number % 15}"} for number, row in enumerate(pairs(texts(60)))])
+    run(tmp_path, group_by="who")
+    rows = sorted(all_rows(tmp_path), key=lambda row: row.line)
+    first = {row.columns["who"]: row.id for row in reversed(rows)}
+    assert len(rows) == 60 and [row.group for row in rows] == [first[row.columns["who"]] for row in rows]
+
+
+def test_each_row_goes_by_its_own_language(tmp_path):
+    german, english = (
+        "Wo bleibt meine Bestellung, sie sollte gestern kommen?",
+        "Where is the order that I placed a week ago?",
+    )
+    said = [
+        ("ok", german),
+        (english, english),
+        (english, german),
+        (english, f'{{"answer": "{german}"}}'),
+        (german, german),
+    ]
+    rows = [{"prompt": f"{prompt} {number}", "completion": answer} for number, (prompt, answer) in enumerate(said)]
+    write(tmp_path, rows + pairs(texts(40)))
+    summary = run(tmp_path, checks={"languages": ["en"], "language": "drop", "pii": {}}, near_duplicate_threshold=1)
+    gone = {entry.line: entry.detail for entry in read_quarantine(tmp_path / "out" / "quarantine.jsonl")}
+    assert gone == {3: "language: prompt en, answer de", 5: "language: de is not wanted"}
+    assert {name: summary.checks["languages"][name] for name in ("en", "de")} == {"en": 3, "de": 1}
+
+
 def test_a_value_in_the_prompt_and_in_the_column_it_came_from_is_one_finding(tmp_path):
     some = texts(40)
     rows = [{"text": f"{text} mail {i}@shop.de", "label": "ok", "by": f"by{i}@shop.de"} for i, text in enumerate(some)]

@@ -119,7 +119,7 @@ def test_a_row_more_costs_less_than_its_own_text(tmp_path):
                 file.write(json.dumps({"prompt": text, "completion": "yes", "note": "x" * 1000}) + "\n")
         done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
         peak_kb[num_rows] = int(done.stdout)
-    assert (peak_kb[60_000] - peak_kb[20_000]) * 1024 / 40_000 < 1000, peak_kb  # its own text: 1,100 bytes
+    assert (peak_kb[60_000] - peak_kb[20_000]) * 1024 / 40_000 < 600, peak_kb  # its own text: 1,100 bytes
 
 
 def test_spools_and_views(monkeypatch):
