@@ -112,6 +112,16 @@ def convert(
     _job("convert").convert(source, target, to=to, source_format=source_format, force=force)
 
 
+@app.command("cut-layers")
+def cut_layers(
+    base: Annotated[str, typer.Argument(help="As model.base: an alias, a model folder or a project's output_dir.")],
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    keep: Annotated[int, typer.Option("--keep", min=2, help="How many layers, evenly spaced.")],
+) -> None:
+    """Write a base with some of another one's layers: what a student of distillation starts from."""
+    _job("cut_layers").cut_layers(base, out, keep=keep)
+
+
 @app.command(name="import")
 def import_(
     source: Annotated[Path, typer.Argument(help="An Axolotl YAML.")],
@@ -220,23 +230,15 @@ def plan(
     project = _project(config, overrides)
     if probe:
         _job("machine").probe_and_keep(_job("plan").open_shapes(project)[0], project.spec.train.num_threads)
-    _job("plan").plan(
-        project,
-        machine=machine,
-        all_machines=all_machines,
-        monthly_requests=monthly_requests,
-        assume=assume,
-        as_json=as_json,
-    )
+    asked = {"machine": machine, "all_machines": all_machines, "monthly_requests": monthly_requests}
+    _job("plan").plan(project, **asked, assume=assume, as_json=as_json)
 
 
 @app.command()
 def recommend(
     config: Config = Path("luthier.yaml"),
     overrides: Set = NO_OVERRIDES,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the filled-in project file.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the project file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Propose values for the knobs that the project leaves open, each with its reason and source."""

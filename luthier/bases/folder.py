@@ -17,7 +17,7 @@ from luthier.store.pickles import PICKLE_SUFFIXES, scan_file, scan_folder
 from luthier.store.publish import digest_file, digest_json, write_atomic
 from luthier.store.safetensors_file import header_problem
 
-_FACT_FILES = (
+FACT_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -101,7 +101,7 @@ def fresh_digests(folder: Path) -> dict[str, str]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return sorted({*weight_files(folder), *(folder / name for name in _FACT_FILES if (folder / name).is_file())})
+    return sorted({*weight_files(folder), *(folder / name for name in FACT_FILES if (folder / name).is_file())})
 
 
 def file_digests(folder: Path, cache_dir: Path) -> dict[str, str]:

@@ -107,7 +107,8 @@ class LossSpec(Spec):
     center_weight: Annotated[float, Field(ge=0)] | None = None
     """reward: weight of the squared sum of both scores, which keeps them around 0."""
     teacher: str | None = None
-    """distill, gkd: folder of the teacher model (relative to the project file), with the base's tokenizer."""
+    """distill, gkd: folder of the teacher model (relative to the project file), with the base's tokenizer; or the
+    output_dir of another project: the one build in it."""
     divergence: Literal["forward_kl", "reverse_kl", "js"] | None = None
     """distill, gkd: what is minimised between teacher and student at every trained token, over the whole vocabulary."""
     js_beta: Annotated[float, Field(gt=0, lt=1)] | None = None

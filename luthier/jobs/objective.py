@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.adapters.handle import AdaptedModel
-from luthier.bases.resolve import resolve_base
+from luthier.bases.resolve import model_in, resolve_base
 from luthier.bases.tokenizer import Tokenizer
 from luthier.config.load import Project
 from luthier.config.loss import LossSpec
@@ -64,13 +65,15 @@ class OpenObjective:
 
 def check_objective(project: Project, opened: OpenBase) -> None:
     """Raises ConfigError for a teacher that cannot teach this base, or a reward model that cannot judge it."""
-    loss = project.spec.loss
     check_reward_model(project, opened)
-    if loss.teacher is None:
+    folder = teacher_folder(project)
+    if folder is None:
         return
-    folder = project.folder / loss.teacher
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"loss.teacher: {folder} is no model folder (no tokenizer.json)", hint="give a local folder")
+        raise ConfigError(
+            f"loss.teacher: {folder} is no model folder (no tokenizer.json)",
+            hint="give a local folder, or the output_dir of a project after `luthier build`",
+        )
     theirs, ours = Tokenizer.load(folder), opened.tokenizer
     if theirs.vocabulary != ours.vocabulary:
         differ = theirs.vocabulary.items() ^ ours.vocabulary.items()
@@ -81,10 +84,16 @@ def check_objective(project: Project, opened: OpenBase) -> None:
         )
 
 
+def teacher_folder(project: Project) -> Path | None:
+    """Where loss.teacher lies; of a project's output folder, the one build in it."""
+    teacher = project.spec.loss.teacher
+    return None if teacher is None else model_in(project.folder / teacher)
+
+
 def teacher_inputs(project: Project) -> dict[str, str]:
     """What a run depends on beside the inputs of every run, where it has a teacher."""
-    teacher = project.spec.loss.teacher
-    return {} if teacher is None else {"teacher": resolve_base(str(project.folder / teacher)).digest}
+    folder = teacher_folder(project)
+    return {} if folder is None else {"teacher": resolve_base(str(folder)).digest}
 
 
 def check_answers(project: Project) -> None:
@@ -231,9 +240,9 @@ def open_objective(
         add_value_head(model)
     if spec.kl_to_base:
         second = AdaptersOff(adapted)
-    elif spec.teacher is not None:
-        second = load_model(project.folder / spec.teacher, dtype="float32").eval()
-        console.line(f"teacher: {project.folder / spec.teacher}, {second.num_parameters:,} parameters")
+    elif (folder := teacher_folder(project)) is not None:
+        second = load_model(folder, dtype="float32").eval()
+        console.line(f"teacher: {folder}, {second.num_parameters:,} parameters")
     loss = make_loss(spec, second)
     if REFERENCE in needs_of(loss):
         inputs = {
