@@ -332,7 +332,9 @@ def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
         "Made by `python benchmarks/objectives.py` (its head says how): SmolLM2-135M, 160 orders to learn from "
-        "and 64 held out, LoRA of rank 8, float32, one thread.\n\n",
+        "and 64 held out, LoRA of rank 8, float32, one thread. Tokens a second are of processor time. TRL's trainer "
+        "takes the same rows in padded batches, float32, no recompute, its reference computed beforehand; this is not "
+        "its best of a search (`benchmarks/dpo_vs_trl.py` is). none: TRL has no such trainer.\n\n",
         f"| {' | '.join(HEADERS)} |\n",
         f"|{'---|' * len(HEADERS)}\n",
     ]
