@@ -30,7 +30,7 @@ from luthier.config.load import load_project  # noqa: E402
 from luthier.errors import LuthierError  # noqa: E402
 from luthier.jobs import console, run  # noqa: E402
 from luthier.jobs.diagnose import collect  # noqa: E402
-from luthier.jobs.local import open_base  # noqa: E402
+from luthier.jobs.opened import open_base  # noqa: E402
 from luthier.plan.diagnose import KINDS, Finding, diagnose  # noqa: E402
 from tests.jobs.toy import make_base, make_texts, write_project  # noqa: E402
 

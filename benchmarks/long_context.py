@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from luthier.bases.folder import read_json  # noqa: E402
 from luthier.config.load import load_project  # noqa: E402
-from luthier.jobs.local import open_base  # noqa: E402
+from luthier.jobs.opened import open_base  # noqa: E402
 from luthier.jobs.train import train  # noqa: E402
 from luthier.types import Message  # noqa: E402
 from tests.tiny import make_tiny_base  # noqa: E402

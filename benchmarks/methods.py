@@ -34,7 +34,8 @@ from luthier.config.load import Project, load_project  # noqa: E402
 from luthier.data.pack import epoch_batches, make_batch  # noqa: E402
 from luthier.data.stored import read_encoded, read_rows  # noqa: E402
 from luthier.engine.evaluation import dev_figures  # noqa: E402
-from luthier.jobs.local import load_sampler, open_base  # noqa: E402
+from luthier.jobs.local import load_sampler  # noqa: E402
+from luthier.jobs.opened import open_base  # noqa: E402
 from luthier.jobs.prepare import prepare_stage  # noqa: E402
 from luthier.jobs.train import train_stage  # noqa: E402
 from luthier.losses.registry import make_loss  # noqa: E402

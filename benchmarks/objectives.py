@@ -50,8 +50,9 @@ from luthier.engine.step import batch_sums, loss_of_step  # noqa: E402
 from luthier.graders.grader import Task  # noqa: E402
 from luthier.graders.registry import grader  # noqa: E402
 from luthier.jobs.course import Course, open_course  # noqa: E402
-from luthier.jobs.local import open_base, set_threads  # noqa: E402
+from luthier.jobs.local import set_threads  # noqa: E402
 from luthier.jobs.objective import Examples, read_examples  # noqa: E402
+from luthier.jobs.opened import open_base  # noqa: E402
 from luthier.jobs.prepare import prepare_stage  # noqa: E402
 from luthier.jobs.session import Session, open_adapted  # noqa: E402
 from luthier.losses.loss import count_units  # noqa: E402

@@ -33,7 +33,8 @@ sys.path.insert(0, str(ROOT))
 from luthier.config.load import load_project  # noqa: E402
 from luthier.data.stored import read_rows  # noqa: E402
 from luthier.jobs import console  # noqa: E402
-from luthier.jobs.local import load_sampler, open_base  # noqa: E402
+from luthier.jobs.local import load_sampler  # noqa: E402
+from luthier.jobs.opened import open_base  # noqa: E402
 from luthier.jobs.prepare import prepare_stage  # noqa: E402
 from luthier.jobs.recommend import recommend_knobs  # noqa: E402
 from luthier.jobs.train import train_stage  # noqa: E402

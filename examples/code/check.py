@@ -14,7 +14,7 @@ from luthier.data.stored import read_rows
 from luthier.evaluate.samples import ARMS, read_samples
 from luthier.jobs.build import build_stage
 from luthier.jobs.evaluate import evaluate_stage, tune_of_build
-from luthier.jobs.local import open_base
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.train import train_stage
 from luthier.stats.intervals import lower_rate, upper_rate

@@ -19,7 +19,8 @@ from luthier.config.load import load_project
 from luthier.data.stored import read_rows
 from luthier.graders.grader import Task
 from luthier.graders.registry import GRADERS
-from luthier.jobs.local import load_sampler, open_folder
+from luthier.jobs.local import load_sampler
+from luthier.jobs.opened import open_folder
 from luthier.stats.paired import compare
 
 HERE = Path(__file__).resolve().parent

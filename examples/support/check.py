@@ -19,7 +19,7 @@ from luthier.evaluate.report import field_accuracy
 from luthier.evaluate.samples import read_samples
 from luthier.jobs.build import build_stage
 from luthier.jobs.evaluate import evaluate_stage, tune_of_build
-from luthier.jobs.local import open_base
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.train import train_stage
 

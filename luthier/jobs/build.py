@@ -18,8 +18,9 @@ from luthier.data.stored import read_rows
 from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of, write_artefacts
-from luthier.jobs.local import OpenBase, open_base, open_folder, set_threads
+from luthier.jobs.local import set_threads
 from luthier.jobs.objective import check_answers
+from luthier.jobs.opened import OpenBase, open_base, open_folder
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.stage import Stage, run_stage

@@ -13,7 +13,8 @@ from luthier.errors import ArtifactError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefact_folders
 from luthier.jobs.build import build_stage
-from luthier.jobs.local import OpenBase, load_sampler, open_base, open_folder
+from luthier.jobs.local import load_sampler
+from luthier.jobs.opened import OpenBase, open_base, open_folder
 from luthier.jobs.prepare import prepare_stage, schema_of
 from luthier.jobs.stage import NotBuilt
 from luthier.jobs.train import train_stage

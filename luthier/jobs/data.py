@@ -13,7 +13,7 @@ from luthier.data.eval_guard import check_name
 from luthier.data.eval_guard import freeze as freeze_rows
 from luthier.data.stored import read_rows, read_task_rows
 from luthier.jobs import console
-from luthier.jobs.local import open_base
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.pages.page import Section, join, note, page, paragraph, table
 from luthier.store.publish import write_atomic

@@ -17,7 +17,7 @@ from luthier.evaluate.samples import read_samples
 from luthier.jobs import console
 from luthier.jobs.build import build_stage
 from luthier.jobs.evaluate import evaluate_stage, read_verdict, tune_of_build
-from luthier.jobs.local import OpenBase, open_base
+from luthier.jobs.opened import OpenBase, open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.recommend import tell_settings
 from luthier.jobs.stage import NotBuilt, Stage

@@ -21,8 +21,9 @@ from luthier.evaluate.verdict import Verdict
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefact_folders
 from luthier.jobs.build import build_stage, check_formats
-from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
+from luthier.jobs.local import load_sampler, set_threads
 from luthier.jobs.objective import check_answers
+from luthier.jobs.opened import OpenBase, open_base
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.sections import report_sections

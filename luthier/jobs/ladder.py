@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from luthier.config.load import Project
 from luthier.errors import ConfigError, DataError
 from luthier.jobs import console
-from luthier.jobs.local import OpenBase
+from luthier.jobs.opened import OpenBase
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.recommend import settings_diff, tell_settings
 from luthier.jobs.rungs import (

@@ -1,47 +1,18 @@
-"""The local model as evaluation sees it: base resolved, tokenizer and template opened, sampler and scorer over one
-loaded model."""
+"""The local model as evaluation sees it: sampler and scorer over one loaded model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from luthier.adapters.stored import load_adapter
-from luthier.bases.derived import derive_base
-from luthier.bases.resolve import Base, resolve_base
-from luthier.bases.tokenizer import Tokenizer
 from luthier.chat.codec import ChatCodec
 from luthier.config.load import Project
 from luthier.kernels.allocator import keep_freed_memory
 from luthier.models.load import load_model
 from luthier.models.packed import PackedModel
 from luthier.models.sampler import LocalSampler
-
-
-@dataclass(frozen=True)
-class OpenBase:
-    """A base on this disk with its tokenizer and chat codec; no weights loaded yet."""
-
-    base: Base
-    tokenizer: Tokenizer
-    codec: ChatCodec
-
-
-def open_base(project: Project) -> OpenBase:
-    """Resolves `model.base` (a relative folder starts at the project file), makes of it what section `model` says and
-    opens its tokenizer."""
-    model = project.spec.model
-    beside = project.folder / model.base
-    found = resolve_base(str(beside) if beside.is_dir() else model.base, allow_hub=model.allow_hub)
-    return open_folder(derive_base(found, model))
-
-
-def open_folder(base: Base) -> OpenBase:
-    """Tokenizer and codec of a resolved base."""
-    tokenizer = Tokenizer.load(base.folder)
-    return OpenBase(base, tokenizer, ChatCodec(tokenizer))
 
 
 def set_threads(project: Project) -> None:

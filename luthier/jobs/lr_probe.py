@@ -14,8 +14,9 @@ from luthier.engine.lr_probe import RatePoint, probe_rates, propose_rate, rates_
 from luthier.engine.memory import OutOfMemory
 from luthier.errors import ConfigError, Interrupted, TrainError
 from luthier.jobs import console
-from luthier.jobs.local import open_base, set_threads
+from luthier.jobs.local import set_threads
 from luthier.jobs.objective import check_objective, open_objective, read_examples
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.recommend import tell_settings
 from luthier.jobs.session import Session, dtype_of_run, open_adapted, probe_machine

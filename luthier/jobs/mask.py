@@ -10,7 +10,7 @@ from luthier.config.load import Project
 from luthier.data.stored import read_rows
 from luthier.errors import TemplateError
 from luthier.jobs import console
-from luthier.jobs.local import open_base
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 
 TRAINED, MASKED = "bold black on green", "dim"

@@ -24,7 +24,7 @@ from luthier.data.sequences import Mismatched, read_number, rows_become
 from luthier.data.stored import read_encoded, read_rows
 from luthier.errors import ConfigError, DataError
 from luthier.jobs import console
-from luthier.jobs.local import OpenBase
+from luthier.jobs.opened import OpenBase
 from luthier.jobs.pins import pin_all
 from luthier.jobs.reference import reference_stage
 from luthier.jobs.reward_model import check_reward_model

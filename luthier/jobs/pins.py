@@ -8,7 +8,7 @@ from luthier.bases.derived import changes_of
 from luthier.bases.folder import file_digests
 from luthier.bases.resolve import default_cache_dir
 from luthier.config.load import Project
-from luthier.jobs.local import OpenBase
+from luthier.jobs.opened import OpenBase
 from luthier.jobs.stage import Stage
 from luthier.store.provenance import Pin, read_provenance
 from luthier.store.publish import digest_text, read_manifest

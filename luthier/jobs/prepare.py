@@ -16,7 +16,7 @@ from luthier.data.sequences import RowEncoder, rows_become
 from luthier.data.sources import find_sources
 from luthier.errors import ConfigError
 from luthier.jobs import console
-from luthier.jobs.local import OpenBase, open_base
+from luthier.jobs.opened import OpenBase, open_base
 from luthier.jobs.pins import pin_data
 from luthier.jobs.stage import Stage, run_stage
 from luthier.store.publish import digest_file

@@ -9,7 +9,7 @@ from luthier.errors import ArtifactError
 from luthier.jobs import console
 from luthier.jobs.artefacts import artefacts_of
 from luthier.jobs.evaluate import read_verdict
-from luthier.jobs.local import OpenBase
+from luthier.jobs.opened import OpenBase
 from luthier.jobs.pins import pin_all
 from luthier.jobs.stage import Stage, alone, provenance, stage_folder, standing, warn_of_damage
 from luthier.ship.card import CardFacts

@@ -12,7 +12,7 @@ from luthier.config.load import Project
 from luthier.data.pack import at_last_token
 from luthier.errors import ConfigError
 from luthier.jobs import console
-from luthier.jobs.local import OpenBase
+from luthier.jobs.opened import OpenBase
 from luthier.models.load import load_model
 from luthier.rollouts.reward_model import RewardModel
 from luthier.store.provenance import read_provenance

@@ -13,8 +13,8 @@ from luthier.jobs.build import build_stage, check_formats
 from luthier.jobs.device import choose_device
 from luthier.jobs.diagnose import diagnose_judged
 from luthier.jobs.evaluate import check_judgeable, evaluate_stage, read_verdict, tune_of_build
-from luthier.jobs.local import open_base
 from luthier.jobs.objective import check_answers
+from luthier.jobs.opened import open_base
 from luthier.jobs.prepare import prepare_stage
 from luthier.jobs.publish import publish_stage
 from luthier.jobs.stage import Stage

@@ -24,8 +24,9 @@ from luthier.graders.registry import grader
 from luthier.jobs import console
 from luthier.jobs.device import choose_device
 from luthier.jobs.evaluate import module_digests
-from luthier.jobs.local import OpenBase, load_sampler, open_base, set_threads
+from luthier.jobs.local import load_sampler, set_threads
 from luthier.jobs.objective import check_answers
+from luthier.jobs.opened import OpenBase, open_base
 from luthier.jobs.pins import pin_all
 from luthier.jobs.prepare import evaluate_spec, prepare_stage, schema_of
 from luthier.jobs.stage import Stage, run_stage

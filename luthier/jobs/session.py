@@ -19,9 +19,9 @@ from luthier.engine.warm_up import start_warm_up
 from luthier.errors import BaseModelError, ConfigError
 from luthier.jobs import console
 from luthier.jobs.caching import cache_rows
-from luthier.jobs.local import OpenBase
 from luthier.jobs.machine import as_used_by, dtype_for, keep, probe
 from luthier.jobs.objective import Examples
+from luthier.jobs.opened import OpenBase
 from luthier.jobs.profile import make_profiler
 from luthier.jobs.stage import Stage
 from luthier.models.decoder import Decoder

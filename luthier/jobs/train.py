@@ -28,10 +28,11 @@ from luthier.jobs.context import check_context
 from luthier.jobs.course import open_course
 from luthier.jobs.device import choose_device, devices_of
 from luthier.jobs.held_out import ranking
-from luthier.jobs.local import OpenBase, open_base, set_threads
+from luthier.jobs.local import set_threads
 from luthier.jobs.machine import describe
 from luthier.jobs.objective import Examples, check_objective, read_examples, teacher_inputs
 from luthier.jobs.online import held_out_line, online_inputs
+from luthier.jobs.opened import OpenBase, open_base
 from luthier.jobs.pins import pin_all
 from luthier.jobs.planned import plan_ahead, planned_line
 from luthier.jobs.practice import gap_line, noise_line

@@ -18,7 +18,7 @@ from luthier.data.pack import make_shared_batch
 from luthier.data.stored import read_encoded
 from luthier.engine.inputs import to_device
 from luthier.jobs import session
-from luthier.jobs.local import open_folder
+from luthier.jobs.opened import open_folder
 from luthier.losses.head import policy_logps
 from luthier.models.load import load_model
 from luthier.models.sampler import LocalSampler

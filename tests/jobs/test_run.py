@@ -308,3 +308,15 @@ def test_wrong_use_ends_in_words_not_in_a_traceback(tmp_path, toy_base, argument
 def test_help_is_quick_to_load_and_never_imports_torch():
     code = "import sys, luthier.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["prepare", "mask", "plan"])
+def test_verbs_that_touch_no_weights_never_import_torch(tmp_path, toy_base, verb):
+    project = write_project(tmp_path, toy_base, make_texts(60, seed=2))
+    code = (
+        "import atexit, os, sys, luthier.cli as cli\n"
+        "atexit.register(lambda: 'torch' in sys.modules and os._exit(99))\n"
+        f"sys.argv = ['luthier', '{verb}', '-c', {str(project)!r}]\ncli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True)
+    assert done.returncode == 0, done.stderr
