@@ -1,4 +1,4 @@
-"""A speed is measured on runs that learn: what the benchmark's own checks refuse."""
+"""What the benchmarks check of themselves: a speed is measured on runs that learn, a page is what its results say."""
 
 import importlib.util
 import sys
@@ -10,20 +10,20 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 LUTHIER = {"kind": "luthier", "dtype": "float32"}
 
 
-@pytest.fixture
-def benchmark_checks(monkeypatch):
-    """benchmarks/sft_vs_trl.py as a module."""
-    return loaded("sft_vs_trl", monkeypatch)
-
-
-def loaded(name, monkeypatch):
-    """A benchmark as a module."""
+def load_benchmark(name: str, monkeypatch):
+    """benchmarks/<name>.py as a module."""
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def benchmark_checks(monkeypatch):
+    """benchmarks/sft_vs_trl.py as a module."""
+    return load_benchmark("sft_vs_trl", monkeypatch)
 
 
 @pytest.mark.known_bug("BE")
@@ -47,10 +47,19 @@ def test_a_run_whose_loss_stands_still_is_not_a_measurement(benchmark_checks, dt
 
 
 def test_copies_go_and_an_engine_that_is_absent_is_named(tmp_path, monkeypatch):
-    benchmark = loaded("prepare_scale", monkeypatch)
+    benchmark = load_benchmark("prepare_scale", monkeypatch)
     path = tmp_path / "rows.jsonl"
     assert benchmark.make(path, 12, num_rows=1000) == 1000
     texts = benchmark.read(path)
     assert len(texts) > len(set(texts)) > benchmark.luthier(path) > 800
     monkeypatch.setitem(sys.modules, "datatrove", None)
     assert "pip install" in benchmark.timed(benchmark.datatrove, path)["left_out"]
+
+
+def test_the_page_of_the_methods_is_what_its_results_say(monkeypatch):
+    """And a method that did not beat the base is named as such, and in no row."""
+    methods = load_benchmark("methods", monkeypatch)
+    results = methods.read_results()
+    assert methods.PAGE.read_text(encoding="utf-8") == methods.page_of(results)
+    page = methods.page_of(results | {"lora": results["lora"] | {"dev_loss": results["base"]["dev_loss"]}})
+    assert "| `lora` |" not in page and "did not beat the base: lora." in page and "| `dora` |" in page

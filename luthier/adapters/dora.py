@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.adapters.lora import LoraLinear, LowRankModel, put_low_rank
 from luthier.config.adapter import AdapterSpec
+from luthier.kernels.frozen_gemm import times_weight
 
 TINY = 1e-12
 
@@ -48,7 +49,7 @@ class DoraLinear(LoraLinear):
         version = (self.lora_A._version, self.lora_B._version)
         if self._norm is None or self._norm[0] != version:
             a_RI, b_OR = self.lora_A.detach().float(), self.lora_B.detach().float()
-            across_OR = self.frozen().dequantised() @ a_RI.t()
+            across_OR = times_weight(self.frozen().dequantised(), a_RI)
             cross_O = 2 * self.scale * (across_OR * b_OR).sum(1)
             own_O = self.scale**2 * ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)
             norm_O = (self._squares_O + cross_O + own_O).clamp_min(TINY).sqrt()
