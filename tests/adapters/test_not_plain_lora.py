@@ -1,4 +1,4 @@
-"""Of each method a trait that plain LoRA under its name does not have; and what DoRA's trait costs."""
+"""Of each method a trait that plain LoRA under its name does not have."""
 
 from __future__ import annotations
 
