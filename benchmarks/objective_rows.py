@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,7 @@ def _sloppy(good: str, slip: float) -> str:
 def write_project(folder: Path, kind: str, base: str, changes: dict[str, Any] | None = None) -> Path:
     """One objective's project file, with its rows beside it. changes: settings of train over those of SETTINGS."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for split in COUNTS for row in make_rows(kind, split)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = "".join(json.dumps(row) + "\n" for split in COUNTS for row in make_rows(kind, split))
     (folder / "answer.schema.json").write_text(json.dumps(SCHEMA))
     loss, train = SETTINGS[kind]
     data: dict[str, Any] = {
@@ -152,6 +152,9 @@ def write_project(folder: Path, kind: str, base: str, changes: dict[str, Any] | 
         spec["evaluate"]["temperature"] = 1.0
     if kind == "gkd":
         del spec["rollouts"]["rewards"], data["json_schema"]
-    path = folder / "luthier.yaml"
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))
-    return path
+    files = {"luthier.yaml": yaml.safe_dump(spec, sort_keys=False), "rows.jsonl": rows}
+    if any((folder / name).exists() and (folder / name).read_text() != text for name, text in files.items()):
+        shutil.rmtree(folder / "out", ignore_errors=True)  # of other settings
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder / "luthier.yaml"

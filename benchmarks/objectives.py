@@ -145,16 +145,13 @@ def read_results(path: Path) -> dict[str, Any]:
 def measure(name: str, work: Path, base: str) -> dict[str, Any]:
     """Trains by the command line, then measures in processes of their own."""
     path = write_project(work / name.replace(", ", "-"), name, base)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _luthier("build" if name in BUILT else "train", path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     stage = stage_of(path)
     facts = read_manifest(stage)["facts"]
     rows_per_step = ANSWERS_PER_STEP if name in SAMPLED else ROWS_PER_STEP
     job = {"kind": name, "path": str(path), "stage": str(stage), "steps": STEPS, "rows_per_step": rows_per_step}
     ours = _child("ours", job)
     found = {key: facts[key] for key in ("steps", "best_step", "tokens", "peak_bytes", "num_trainable")}
-    found |= {"cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
     found |= effect(name, facts, ours) | {"speed": {"ours": ours["speed"]}}
     if name in TRAINERS:
         theirs = _child("trl", job | {"rows": ours["rows"], "teacher": str(teacher(path)), "base": ours["base"]})

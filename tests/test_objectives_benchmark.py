@@ -3,6 +3,7 @@ from noise."""
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_every_objective_has_a_project_file_that_loads(benchmark, tmp_path, tiny
         kinds.add(load_project(path).spec.loss.kind)
         assert name in objectives.MEASURES
     assert kinds == set(OPTIONS)
+
+
+def test_what_was_made_with_other_settings_is_not_taken_for_a_result(benchmark, tmp_path):
+    _, rows = benchmark
+    made = tmp_path / "out" / "train-old"
+    for changes, stands in (({}, True), ({"seed": 7}, False)):
+        rows.write_project(tmp_path, "dpo", "base")
+        made.mkdir(parents=True)
+        rows.write_project(tmp_path, "dpo", "base", changes)
+        assert made.exists() is stands
+        shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize(
