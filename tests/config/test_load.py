@@ -117,7 +117,7 @@ def test_known_keys_are_the_fields_of_the_spec():
     keys = known_keys()
     assert len(keys) == len(set(keys))
     off = {"evaluate": {"gates": {"generalisation": {}}}, "rollouts": {"server": {"url": "http://a"}}}  # else no keys
-    whole = {"data": {"train": ["a"]}, **off}
+    whole = {"data": {"train": ["a"]}, "model": {"rope_scaling": {"factor": 2}}, **off}
     dumped = yaml.safe_load(yaml.safe_dump(ProjectSpec(**whole).model_dump(mode="json")))
 
     def has(key):
