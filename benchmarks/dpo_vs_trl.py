@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from objectives import BASE, ROOT, ROWS_PER_STEP, STEPS, first_rows, opened, speed_of, take_steps
+from objectives import BASE, ROOT, ROWS_PER_STEP, STEPS, first_rows, in_own_process, leave, opened, speed_of, take_steps
 
 from luthier.config.load import load_project
 
@@ -76,7 +75,7 @@ def write_project(folder: Path, orders: bool) -> Path:
 def compare(path: Path, steps: int, rounds: int, no_grid: bool) -> dict[str, Any]:
     """TRL's best, then both sides in turn."""
     job = {"path": str(path), "kind": "dpo", "steps": steps, "rows_per_step": ROWS_PER_STEP, "dtype": "float32"}
-    ours = run("ours", job)  # also writes down the rows, and keeps the reference
+    ours = in_own_process(__file__, "ours", job)  # also writes down the rows, and keeps the reference
     job |= {"rows": ours["rows"], "base": ours["base"], "micro_batch": 4}
     tokens = ours["step_tokens"]
     tried = [] if no_grid else [_tried(job, tokens, {"dtype": dtype}) for dtype in DTYPES]
@@ -85,9 +84,9 @@ def compare(path: Path, steps: int, rounds: int, no_grid: bool) -> dict[str, Any
     best = max(tried, key=lambda one: one["tokens_per_cpu_s"])["setting"] if tried else best
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
-        found.setdefault("trl", []).append(run("trl", job | best))
+        found.setdefault("trl", []).append(in_own_process(__file__, "trl", job | best))
         for dtype in OURS:
-            found.setdefault(f"luthier {dtype}", []).append(run("ours", job | {"dtype": dtype}))
+            found.setdefault(f"luthier {dtype}", []).append(in_own_process(__file__, "ours", job | {"dtype": dtype}))
     speeds = {who: statistics.median(speed_of(one["ends"], tokens) for one in runs) for who, runs in found.items()}
     return {
         "best": best, "grid": tried, "tokens": sum(tokens), "steps": steps, "rounds": rounds,
@@ -97,20 +96,9 @@ def compare(path: Path, steps: int, rounds: int, no_grid: bool) -> dict[str, Any
 
 
 def _tried(job: dict[str, Any], tokens: list[int], setting: dict[str, Any]) -> dict[str, Any]:
-    speed = speed_of(run("trl", job | setting)["ends"], tokens)
+    speed = speed_of(in_own_process(__file__, "trl", job | setting)["ends"], tokens)
     print(f"{speed:8.1f} tokens/s of processor time, TRL {setting}", flush=True)
     return {"setting": setting, "tokens_per_cpu_s": speed}
-
-
-def run(what: str, job: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "job.json", Path(folder) / "out.json"
-        path.write_text(json.dumps(job | {"out": str(out)}))
-        done = subprocess.run([sys.executable, __file__, "--child", what, str(path)], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{what}, {job['dtype']}: failed\n{done.stderr[-3000:]}")
-        return json.loads(out.read_text())
 
 
 def child(what: str, path: str) -> None:
@@ -127,8 +115,7 @@ def child(what: str, path: str) -> None:
         ):
             found = take_steps(at, job["steps"])
             found |= {"rows": first_rows(at, job["steps"] * ROWS_PER_STEP), "base": str(at.base)}
-    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    Path(job["out"]).write_text(json.dumps(found))
+    leave(job, found)
 
 
 if __name__ == "__main__":

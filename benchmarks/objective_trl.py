@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 RANK = 8
@@ -32,9 +31,10 @@ SAMPLED = ("grpo", "gkd")
 
 
 def run_trl(job: dict[str, Any]) -> dict[str, Any]:
-    """job: kind, rows, base, teacher, rows_per_step, steps; also dtype, recompute and settings of the trainer's own.
+    """job: kind, rows, base, teacher, rows_per_step, steps; also dtype and micro_batch.
 
-    Returns ends, the processor and wall time after each step, and tokens of each step where the model samples.
+    Returns ends, the processor and wall time after each step, and tokens of each step where the model samples. Raises
+    SystemExit for a run that does not learn.
     """
     import importlib
 
@@ -87,16 +87,17 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
             max_steps=job["steps"], learning_rate=1e-4, lr_scheduler_type="constant", disable_tqdm=True,
             per_device_train_batch_size=micro, gradient_accumulation_steps=job["rows_per_step"] // micro,
             optim="adamw_torch_fused", bf16=job.get("dtype") == "bf16-autocast",
-            gradient_checkpointing=job.get("recompute", False), train_sampling_strategy="sequential",
-            **(OWN.get(kind, {}) | job.get("settings", {})),
+            gradient_checkpointing=False, train_sampling_strategy="sequential",
+            **OWN.get(kind, {}),
         )  # fmt: skip
         trainer = Counting(
             args=config, train_dataset=Dataset.from_list([_row(kind, row) for row in job["rows"]]), **given
         )
-        began = time.process_time(), time.perf_counter()
         trainer.train()
     norms = [float(line["grad_norm"]) for line in trainer.state.log_history if "grad_norm" in line]
-    return {"ends": ends, "tokens": tokens, "grad_norms": norms, "began": began}
+    if not norms or not all(norm > 0 for norm in norms):
+        raise SystemExit(f"TRL, {kind}: a gradient norm is not above zero: a run that does not learn is no measurement")
+    return {"ends": ends, "tokens": tokens}
 
 
 def _row(kind: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -123,10 +124,3 @@ def _parses(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def write_job(folder: Path, job: dict[str, Any]) -> Path:
-    """The job as a file for a process of its own."""
-    path = folder / "job.json"
-    path.write_text(json.dumps(job))
-    return path

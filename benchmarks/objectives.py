@@ -6,10 +6,10 @@ An objective is one `luthier train` of its own process on rows of objective_rows
 rank 8, float32, one thread. Its held-out measure is taken on the base and on the tune, row by row, and the difference
 is shown with its 95% interval. `grpo` and `ppo` start from `start`, a model tuned on a log whose JSON is mostly broken,
 and stand beside `start, longer`: the same rows again, for at least as many tokens. Then this side and TRL's trainer
-take three steps each, in turn, on the same rows: tokens a second of processor time, of every step but the first; where
-the model answers itself, the tokens that it says are counted. Results are kept in benchmarks/results/objectives.json,
-one objective after the other; what stands there is not run again. The table in docs/objectives.md is written from
-them (--table: that alone).
+take three steps each, one side after the other, once, on the same rows: tokens a second of processor time, of every
+step but the first; where the model answers itself, the tokens that it says are counted. Results are kept in
+benchmarks/results/objectives.json, one objective after the other; what stands there is not run again. The table in
+docs/objectives.md is written from them (--table: that alone).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from objective_rows import PAIRED, SCHEMA, SETTINGS, write_project  # noqa: E402
-from objective_trl import SAMPLED, TRAINERS, run_trl, write_job  # noqa: E402
+from objective_trl import SAMPLED, TRAINERS, run_trl  # noqa: E402
 
 from luthier.adapters.handle import AdaptedModel  # noqa: E402
 from luthier.bases.resolve import model_in  # noqa: E402
@@ -150,11 +150,13 @@ def measure(name: str, work: Path, base: str) -> dict[str, Any]:
     facts = read_manifest(stage)["facts"]
     rows_per_step = ANSWERS_PER_STEP if name in SAMPLED else ROWS_PER_STEP
     job = {"kind": name, "path": str(path), "stage": str(stage), "steps": STEPS, "rows_per_step": rows_per_step}
-    ours = _child("ours", job)
+    ours = in_own_process(__file__, "ours", job)
     found = {key: facts[key] for key in ("steps", "best_step", "tokens", "peak_bytes", "num_trainable")}
     found |= effect(name, facts, ours) | {"speed": {"ours": ours["speed"]}}
     if name in TRAINERS:
-        theirs = _child("trl", job | {"rows": ours["rows"], "teacher": str(teacher(path)), "base": ours["base"]})
+        theirs = in_own_process(
+            __file__, "trl", job | {"rows": ours["rows"], "teacher": str(teacher(path)), "base": ours["base"]}
+        )
         speed = speed_of(theirs["ends"], theirs["tokens"] or ours["step_tokens"])
         found["speed"] |= {"trl": speed, "ratio": ours["speed"] / speed, "trl_peak_bytes": theirs["peak_bytes"]}
     return found
@@ -167,11 +169,12 @@ def _luthier(verb: str, path: Path) -> None:
         raise Failed(f"luthier {verb} -c {path}: exit code {done.returncode}\n{done.stderr[-2000:]}")
 
 
-def _child(what: str, job: dict[str, Any]) -> dict[str, Any]:
+def in_own_process(script: str, what: str, job: dict[str, Any]) -> dict[str, Any]:
+    """What `script --child WHAT JOB` finds. Raises Failed with its last words."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        path = write_job(Path(folder), job | {"out": str(out)})
-        command = [sys.executable, __file__, "--child", what, str(path)]
+        path, out = Path(folder) / "job.json", Path(folder) / "out.json"
+        path.write_text(json.dumps(job | {"out": str(out)}))
+        command = [sys.executable, script, "--child", what, str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise Failed(f"{what}, {job['kind']}: failed\n{done.stderr[-3000:]}")
@@ -181,7 +184,11 @@ def _child(what: str, job: dict[str, Any]) -> dict[str, Any]:
 def child(what: str, path: str) -> None:
     """Entry of a child process."""
     job = json.loads(Path(path).read_text())
-    found = run_ours(job) if what == "ours" else run_trl(job)
+    leave(job, run_ours(job) if what == "ours" else run_trl(job))
+
+
+def leave(job: dict[str, Any], found: dict[str, Any]) -> None:
+    """Writes down, for `in_own_process`, what was found, and the peak memory of this process."""
     found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(job["out"]).write_text(json.dumps(found))
 

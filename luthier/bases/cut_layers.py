@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from luthier.bases.folder import FACT_FILES, read_json, weight_files
 from luthier.bases.shapes import read_shapes
 from luthier.errors import BaseModelError
+from luthier.store.safetensors_file import read_header
 
 _LAYER = re.compile(r"(model\.layers\.)(\d+)(\..+)")
 _COPY_BYTES = 1 << 24
@@ -72,9 +73,7 @@ def cut_layers(source: Path, out: Path, keep: int) -> dict[str, Any]:
 
 
 def _kept_tensors(file: Path, kept: list[int]) -> list[_Tensor]:
-    with open(file, "rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(length))
+    header, begin = read_header(file)
     found = []
     for name, entry in header.items():
         layer = _LAYER.fullmatch(name)
@@ -82,7 +81,7 @@ def _kept_tensors(file: Path, kept: list[int]) -> list[_Tensor]:
             continue
         start, stop = entry["data_offsets"]
         new = f"{layer[1]}{kept.index(int(layer[2]))}{layer[3]}" if layer else name
-        found.append(_Tensor(new, entry["dtype"], entry["shape"], file, 8 + length + start, stop - start))
+        found.append(_Tensor(new, entry["dtype"], entry["shape"], file, begin + start, stop - start))
     return found
 
 

@@ -5,17 +5,14 @@ Source: the config fields of transformers' Llama-line models; safetensors header
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.bases.folder import read_json, weight_files
 from luthier.errors import BaseModelError
-
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+from luthier.store.safetensors_file import read_header
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,10 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every stored tensor, read from the safetensors headers only."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(Path(folder)):
-        with open(path, "rb") as file:
-            prefix = file.read(8)
-            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
-            header = file.read(size) if size <= _MAX_HEADER_BYTES else b""
         try:
-            entries = json.loads(header)
-        except ValueError:
-            raise BaseModelError(f"{path}: torn or not a safetensors file", hint="copy or download it again") from None
+            entries, _ = read_header(path)
+        except ValueError as error:
+            raise BaseModelError(f"{path}: {error}", hint="copy or download it again") from None
         shapes |= {name: tuple(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
     return shapes
 

@@ -24,25 +24,35 @@ _BITS = {
 
 def header_problem(path: Path) -> str:
     """What is wrong with a safetensors file's header, or ''. Raises OSError when the file cannot be read."""
+    try:
+        header, start = read_header(path)
+        return _check(header, path.stat().st_size - start)
+    except ValueError as error:
+        return str(error)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header: name -> dtype, shape and data_offsets, and `__metadata__`; the byte at which the tensors begin).
+    Raises ValueError in words for a file that has none, OSError when it cannot be read. Entries are not checked."""
     size_bytes = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= size_bytes - 8:
-            return f"torn or no safetensors file: its header would have {length} of {size_bytes} bytes"
+            raise ValueError(f"torn or no safetensors file: its header would have {length} of {size_bytes} bytes")
         if length > MAX_HEADER_BYTES:
-            return f"a header of {length} bytes, more than {MAX_HEADER_BYTES}"
+            raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
         text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-        return _check(header, size_bytes - 8 - length)
     except (ValueError, RecursionError) as error:
-        return f"torn or no safetensors file: {error or 'nested too deeply'}"
-
-
-def _check(header: Any, num_bytes: int) -> str:
+        raise ValueError(f"torn or no safetensors file: {error or 'nested too deeply'}") from error
     if not isinstance(header, dict):
-        return "its header is no JSON object"
+        raise ValueError("its header is no JSON object")
+    return header, 8 + length
+
+
+def _check(header: dict[str, Any], num_bytes: int) -> str:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         return "its __metadata__ is not text by text"

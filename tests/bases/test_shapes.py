@@ -43,5 +43,5 @@ def test_config_without_a_field_is_named(tmp_path):
 def test_torn_weights_are_named(tmp_path, content):
     folder = make_tiny_base(tmp_path / "base")
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(BaseModelError, match="torn or not a safetensors"):
+    with pytest.raises(BaseModelError, match="torn or no safetensors file"):
         read_shapes(folder)
